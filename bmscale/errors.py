@@ -12,7 +12,7 @@ class BmscaleError(Exception):
 
 
 class BadInput(BmscaleError):
-    """A mistake in what was given: the message names the file and line or the key, what must hold and what was given."""
+    """A mistake in what was given: the message names file and line or key, what must hold and what was given."""
 
     exit_code = 2
 

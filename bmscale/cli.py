@@ -1,0 +1,237 @@
+"""The command line: one command is one call into the package.
+
+Imports stand inside the commands, so that `bmscale --help` answers at once and a command loads only what it needs.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bmscale import __version__
+from bmscale.errors import BadInput, BmscaleError
+
+log = logging.getLogger("bmscale")
+
+EXIT_CODES = """
+exit codes: 0 done, 1 failed, 2 bad input, 3 diverged, 4 out of memory, 5 lost rank or hang, 75 preempted.
+Under a launcher, which returns 1 whatever its ranks returned, read RUN/exit.json."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns its exit code."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    _start_logging()
+    try:
+        code = options.command(options)
+        return int(code or 0)
+    except BmscaleError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): not an error, but the interpreter must not flush again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        return _fail("out of memory", 4)
+
+
+def _fail(message: str, code: int) -> int:
+    """Say why, on the main rank only: with many ranks the same message many times hides it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"bmscale: error: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _start_logging() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.handlers = [handler]
+    log.propagate = False
+    # Other ranks speak up only when something is wrong with them.
+    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="bmscale",
+        description="Train a Transformer translator from a laptop to a cluster with the same commands.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"bmscale {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_prepare(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_translate(commands)
+    return parser
+
+
+Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _add(
+    commands: Commands, name: str, text: str, command: Callable[[argparse.Namespace], int | None]
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=text, description=text, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_experiment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a preset such as toy")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="values over the file's, such as training.seed=3"
+    )
+
+
+def _add_prepare(commands: Commands) -> None:
+    parser = _add(commands, "prepare", "clean parallel text, train a tokenizer, write token shards", _prepare)
+    _add_experiment(parser)
+    parser.add_argument("--dry-run", action="store_true", help="read and clean only, report, write nothing")
+    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    parser.add_argument("--force", action="store_true", help="replace a folder prepared from something else")
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from bmscale.data.prepare import format_report, prepare
+    from bmscale.experiment import read_experiment
+
+    experiment = read_experiment(options.config, options.overrides)
+    manifest = prepare(experiment.data, dry_run=options.dry_run, workers=options.workers, force=options.force)
+    print(format_report(manifest))
+
+
+def _add_train(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "train",
+        "train a model, or go on with the run; under `accelerate launch … -m bmscale train`, torchrun, or alone",
+        _train,
+    )
+    _add_experiment(parser)
+    parser.add_argument(
+        "--new-schedule",
+        action="store_true",
+        help="go on although max_steps or the schedule changed, and with it the learning rate of steps to come",
+    )
+
+
+def _train(options: argparse.Namespace) -> None:
+    from bmscale.experiment import read_experiment
+
+    experiment = read_experiment(options.config, options.overrides)
+    from bmscale.engine import process_group
+    from bmscale.training.train import train
+
+    run = experiment.run_folder
+    try:
+        train(experiment, new_schedule=options.new_schedule)
+    except BadInput:
+        raise  # nothing was started, so nothing is recorded
+    except BaseException as error:
+        _record_exit(run, *_classify(error), str(error) or type(error).__name__)
+        if not isinstance(error, BmscaleError | KeyboardInterrupt):
+            traceback.print_exc()
+            raise BmscaleError(f"{type(error).__name__}: {error}") from None
+        raise
+    process_group.stop()
+    _record_exit(run, "done", 0, "trained")
+    if os.environ.get("RANK", "0") == "0":
+        _print_next(run)
+
+
+def _classify(error: BaseException) -> tuple[str, int]:
+    """(class, code) for exit.json."""
+    if isinstance(error, BmscaleError):
+        names = {2: "bad_input", 3: "diverged", 4: "out_of_memory", 5: "lost_rank"}
+        return names.get(error.exit_code, "failed"), error.exit_code
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out_of_memory", 4
+    return ("interrupted", 130) if isinstance(error, KeyboardInterrupt) else ("failed", 1)
+
+
+def _record_exit(run: "RunFolder", name: str, code: int, message: str) -> None:  # noqa: F821 - a type only
+    if run.record.exists() and (code or os.environ.get("RANK", "0") == "0"):
+        record = {"class": name, "code": code, "message": message}
+        run.exit.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _print_next(run: "RunFolder") -> None:  # noqa: F821 - a type only
+    print(f"evaluate:  bmscale evaluate {run.path} --test FILE", file=sys.stderr)
+    print(f"translate: echo 'A sentence.' | bmscale translate {run.best}", file=sys.stderr)
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--beam-size", type=int, help="hypotheses kept; 1 is greedy")
+    parser.add_argument("--length-penalty", type=float, help="exponent of the length; above 1 favours long ones")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+
+
+def _add_evaluate(commands: Commands) -> None:
+    parser = _add(commands, "evaluate", "score a run: loss, BLEU, chrF2++ and TER with intervals", _evaluate)
+    parser.add_argument("run", metavar="RUN", help="a run folder, such as runs/toy")
+    parser.add_argument(
+        "--test",
+        action="append",
+        metavar="FILE",
+        help="TSV, JSONL, or the prefix of parallel files; may be given more than once (default: evaluation.test)",
+    )
+    parser.add_argument("--model", choices=("best", "last"), default="best", help="which model folder (default: best)")
+    _add_search(parser)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from bmscale.config import Document, validate
+    from bmscale.data.corpus import CorpusConfig
+    from bmscale.evaluation.evaluate import evaluate, with_overrides
+    from bmscale.experiment import RunFolder
+    from bmscale.inference.translator import SearchOptions
+    from bmscale.training import record
+
+    run = RunFolder(Path(options.run))
+    experiment = record.read_experiment(run).model_copy(update={"run": str(run.path)})
+    config = experiment.evaluation
+    tests = [validate(CorpusConfig, Document({"path": file}, {(): "--test"})) for file in options.test or []]
+    search = SearchOptions(config.beam_size, config.length_penalty, config.max_batch_tokens)
+    results = evaluate(
+        experiment,
+        tests or config.test,
+        which=options.model,
+        options=with_overrides(search, options.beam_size, options.length_penalty),
+        device=options.device,
+    )
+    print(json.dumps(results, indent=2, ensure_ascii=False))
+
+
+def _add_translate(commands: Commands) -> None:
+    parser = _add(commands, "translate", "translate standard input to standard output, one sentence a line", _translate)
+    parser.add_argument("model", metavar="MODEL", help="a model folder, such as runs/toy/model/best")
+    _add_search(parser)
+
+
+def _translate(options: argparse.Namespace) -> None:
+    from bmscale.inference.translator import Translator
+
+    translator = Translator.from_pretrained(options.model, device=options.device)
+    search = {
+        name: value
+        for name, value in (("beam_size", options.beam_size), ("length_penalty", options.length_penalty))
+        if value is not None
+    }
+    # Bytes that are not UTF-8 must not end a pipe of millions of lines: they become U+FFFD.
+    lines = (line.decode("utf-8", errors="replace").rstrip("\r\n") for line in sys.stdin.buffer)
+    chunk = 1 if sys.stdin.isatty() else 512
+    for translation in translator.translate_stream(lines, chunk_lines=chunk, **search):
+        sys.stdout.buffer.write(translation.encode("utf-8", errors="replace") + b"\n")
+        sys.stdout.buffer.flush()

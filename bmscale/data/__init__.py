@@ -1,0 +1,1 @@
+"""From parallel text to batches: readers, cleaning, tokenizer, memory-mapped shards, global steps."""

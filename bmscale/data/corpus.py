@@ -1,0 +1,315 @@
+"""Readers of parallel text: every format becomes one stream of (source, target) strings.
+
+Lines end at \\n or \\r\\n and nowhere else. Python's text mode and `str.splitlines` also break at U+0085, U+2028 and
+others, which shifts every later line of one side against the other, so files are read as bytes and split there.
+"""
+
+import difflib
+import gzip
+import io
+import itertools
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import zstandard
+from pydantic import Field, model_validator
+
+from bmscale.config import Config
+from bmscale.errors import BadInput
+
+Pair = tuple[str, str]
+
+COMPRESSIONS = (".gz", ".xz", ".zst")
+FORMATS = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "dataset"}
+FILE_BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+BUFFER_BYTES = 1 << 20
+_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)
+
+
+class CorpusConfig(Config):
+    """One source of sentence pairs. In YAML a plain string stands for `{path: STRING}`."""
+
+    path: str | None = None
+    """TSV, JSONL (each plain, .gz, .xz or .zst), Parquet file, dataset folder, or the prefix of two parallel files."""
+    source_path: str | None = None
+    """The source side of two parallel text files, one sentence a line; goes with target_path."""
+    target_path: str | None = None
+    """The target side of two parallel text files."""
+    format: Literal["auto", "tsv", "jsonl", "parallel", "dataset"] = "auto"
+    """How to read `path`; auto goes by the extension, a folder is a dataset, anything else a parallel prefix."""
+    source_column: int = Field(default=0, ge=0)
+    """Column of the source in a TSV, counted from 0."""
+    target_column: int = Field(default=1, ge=0)
+    """Column of the target in a TSV, counted from 0."""
+    source_key: str | None = None
+    """Key of the source in JSONL or a dataset; the source language's code when not given."""
+    target_key: str | None = None
+    """Key of the target in JSONL or a dataset; the target language's code when not given."""
+    split: str = "train"
+    """Split to read of a dataset."""
+    toy: Literal["train", "valid", "test"] | None = None
+    """Read this split of the embedded toy corpus instead of a file."""
+    pairs: int = Field(default=10_000, gt=0)
+    """Number of toy pairs."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the toy pairs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "CorpusConfig":
+        if (self.source_path is None) != (self.target_path is None):
+            raise ValueError("source_path and target_path go together: give both or neither")
+        given = [n for n in ("path", "source_path", "toy") if getattr(self, n) is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or "none"
+            raise ValueError(f"a corpus needs exactly one of path, source_path + target_path, toy; got {got}")
+        return self
+
+
+def read_pairs(corpus: CorpusConfig, source_language: str, target_language: str) -> Iterator[Pair]:
+    """Stream the (source, target) pairs of one corpus, in its order, the text as it stands in the file.
+
+    Raises BadInput for a missing or damaged file, text that is not UTF-8, sides of different length, a row without the
+    column or key, and a corpus without a single pair.
+    """
+    pairs = _reader(corpus, source_language, target_language)
+    first = next(pairs, None)
+    if first is None:
+        raise BadInput(f"{describe(corpus)}: a corpus must hold at least one pair, this one is empty")
+    return itertools.chain([first], pairs)
+
+
+def describe(corpus: CorpusConfig) -> str:
+    """The name of a corpus in messages: its path, or `toy:SPLIT`."""
+    return corpus.path or corpus.source_path or f"toy:{corpus.toy}"
+
+
+def input_files(corpus: CorpusConfig, source_language: str, target_language: str) -> list[Path]:
+    """Every file that the corpus is read from, sorted inside a dataset folder; none for the toy corpus."""
+    if corpus.toy is not None:
+        return []
+    kind = _format(corpus, source_language, target_language)
+    if kind == "parallel":
+        return list(_parallel_files(corpus, source_language, target_language))
+    path = _existing(Path(str(corpus.path)).expanduser())
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    return [path]
+
+
+def _reader(corpus: CorpusConfig, source_language: str, target_language: str) -> Iterator[Pair]:
+    if corpus.toy is not None:
+        # Imported here so that reading files does not load the toy corpus.
+        from bmscale.data.toy import toy_pairs
+
+        return iter(toy_pairs(corpus.toy, corpus.pairs, corpus.seed))
+    kind = _format(corpus, source_language, target_language)
+    if kind == "parallel":
+        return _read_parallel(*_parallel_files(corpus, source_language, target_language))
+    path = _existing(Path(str(corpus.path)).expanduser())
+    if kind == "tsv":
+        return _read_tsv(path, corpus.source_column, corpus.target_column)
+    keys = (corpus.source_key or source_language, corpus.target_key or target_language)
+    return _read_jsonl(path, keys) if kind == "jsonl" else _read_dataset(path, corpus.split, keys)
+
+
+def _format(corpus: CorpusConfig, source_language: str, target_language: str) -> str:
+    if corpus.path is None:
+        return "parallel"
+    if corpus.format != "auto":
+        return corpus.format
+    path = Path(corpus.path).expanduser()
+    if path.is_dir():
+        return "dataset"
+    bare = path.with_suffix("") if path.suffix in COMPRESSIONS else path
+    if bare.suffix in FORMATS:
+        return FORMATS[bare.suffix]
+    if path.is_file():
+        raise BadInput(
+            f"{path}: the extension must be one of {', '.join(FORMATS)} (plain or with {', '.join(COMPRESSIONS)}), "
+            f"got '{path.suffix or 'none'}'; name the format with `format: tsv` or `format: jsonl`"
+        )
+    if any(_side(path, language) for language in (source_language, target_language)):
+        return "parallel"
+    raise BadInput(
+        f"{path}: no such file, and no parallel files {path}.{source_language} and {path}.{target_language}"
+        f"{_nearest(path)}"
+    )
+
+
+def _parallel_files(corpus: CorpusConfig, source_language: str, target_language: str) -> tuple[Path, Path]:
+    if corpus.source_path is not None:
+        source, target = (_existing(Path(str(p)).expanduser()) for p in (corpus.source_path, corpus.target_path))
+        return source, target
+    prefix = Path(str(corpus.path)).expanduser()
+    found: list[Path] = []
+    for language in (source_language, target_language):
+        file = _side(prefix, language)
+        if file is None:
+            wanted = prefix.with_name(f"{prefix.name}.{language}")
+            raise BadInput(f"{wanted}: no such file (nor with {', '.join(COMPRESSIONS)}){_nearest(wanted)}")
+        found.append(file)
+    return found[0], found[1]
+
+
+def _side(prefix: Path, language: str) -> Path | None:
+    candidates = (prefix.with_name(f"{prefix.name}.{language}{suffix}") for suffix in ("", *COMPRESSIONS))
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise BadInput(f"{path}: no such file{_nearest(path)}")
+    return path
+
+
+def _nearest(path: Path) -> str:
+    """A hint for a missing path: the nearest name in its folder, or the first folder above it that is missing."""
+    if not path.parent.is_dir():
+        return f"; the folder {path.parent} does not exist"
+    near = difflib.get_close_matches(path.name, [file.name for file in path.parent.iterdir()], n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+class _ZstdReader(io.RawIOBase):
+    """Decompressed bytes of a .zst file; unlike `zstandard.stream_reader` it notices a file that ends too early."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._decompressor = zstandard.ZstdDecompressor().decompressobj()
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            data = self._decompressor.unused_data if self._decompressor.eof else b""
+            data = data or self._file.read(BUFFER_BYTES)
+            if not data:
+                if not self._decompressor.eof:
+                    raise EOFError("compressed file ended before the end-of-stream marker was reached")
+                return 0
+            if self._decompressor.eof:  # files joined by `cat` hold several frames
+                self._decompressor = zstandard.ZstdDecompressor().decompressobj()
+            self._ready = memoryview(self._decompressor.decompress(data))
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+
+_OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _ZstdReader}
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Stream the lines of a plain or compressed UTF-8 file without their line ends; a leading BOM is dropped.
+
+    Raises BadInput, naming the line, where the file is not UTF-8, and for a file that cannot be read or decompressed.
+    """
+    number = 0
+    try:
+        # The pure Python readline of gzip and lzma is slow; a C buffer in front of it is several times faster.
+        with io.BufferedReader(_OPENERS.get(path.suffix, io.FileIO)(path), BUFFER_BYTES) as file:
+            for number, line in enumerate(file, start=1):
+                text = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+                yield text.removeprefix("\ufeff") if number == 1 else text
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{path}:{number}: text must be UTF-8, byte {error.start + 1} of the line is "
+            f"0x{error.object[error.start]:02x} ({error.reason}); convert the file with iconv"
+        ) from None
+    except _DAMAGED as error:
+        raise BadInput(f"{path}: truncated or damaged compressed file after line {number}: {error}") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _read_tsv(path: Path, source_column: int, target_column: int) -> Iterator[Pair]:
+    needed = max(source_column, target_column) + 1
+    for number, line in enumerate(read_lines(path), start=1):
+        columns = line.split("\t")
+        if len(columns) < needed:
+            raise BadInput(
+                f"{path}:{number}: a row must have at least {needed} tab-separated columns, got {len(columns)}: "
+                f"{line[:80]!r}"
+            )
+        yield columns[source_column], columns[target_column]
+
+
+def _read_parallel(source_path: Path, target_path: Path) -> Iterator[Pair]:
+    sources, targets = read_lines(source_path), read_lines(target_path)
+    for count, (source, target) in enumerate(itertools.zip_longest(sources, targets)):
+        if source is None or target is None:
+            more = count + 1 + sum(1 for _ in (targets if source is None else sources))
+            lines = (count, more) if source is None else (more, count)
+            raise BadInput(
+                f"parallel files must have as many lines as each other: {source_path} has {lines[0]:,}, "
+                f"{target_path} has {lines[1]:,}"
+            )
+        yield source, target
+
+
+def _read_jsonl(path: Path, keys: tuple[str, str]) -> Iterator[Pair]:
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise BadInput(f"{path}:{number}: a line must be one JSON object, it does not parse: {error}") from None
+        yield _pair_of_row(row, keys, f"{path}:{number}")
+
+
+def _pair_of_row(row: Any, keys: tuple[str, str], where: str) -> Pair:
+    """`{"en": …, "de": …}`, or the same under "translation" as Hugging Face datasets have it."""
+    if not isinstance(row, dict):
+        raise BadInput(f"{where}: a row must be an object with the keys '{keys[0]}' and '{keys[1]}', got {row!r:.80}")
+    inner = row.get("translation")
+    fields = inner if isinstance(inner, dict) and keys[0] not in row else row
+    for key in keys:
+        if not isinstance(fields.get(key), str):
+            found = f"a {type(fields[key]).__name__}" if key in fields else f"only {', '.join(map(repr, fields))}"
+            raise BadInput(
+                f"{where}: the key '{key}' must hold a string, got {found}; "
+                "set source_key and target_key if the keys have other names"
+            )
+    return fields[keys[0]], fields[keys[1]]
+
+
+def _read_dataset(path: Path, split: str, keys: tuple[str, str]) -> Iterator[Pair]:
+    """Rows of a local dataset through the `datasets` library, streamed and without the network."""
+    import datasets
+
+    try:
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():  # written by save_to_disk
+            saved = datasets.load_from_disk(str(path))
+            rows: Any = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+        elif path.is_file():
+            builder = FILE_BUILDERS.get(path.suffix)
+            if builder is None:
+                raise BadInput(
+                    f"{path}: a dataset file must be one of {', '.join(FILE_BUILDERS)}, got '{path.suffix}'; "
+                    "a dataset may also be a folder"
+                )
+            rows = datasets.load_dataset(builder, data_files={split: str(path)}, split=split, streaming=True)
+        else:
+            rows = datasets.load_dataset(str(path.resolve()), split=split, streaming=True)
+        for number, row in enumerate(rows, start=1):
+            yield _pair_of_row(row, keys, f"{path}: row {number} of split '{split}'")
+    except BadInput:
+        raise
+    except Exception as error:  # the library raises its own, pyarrow's and fsspec's errors: all are about this input
+        raise BadInput(f"{path}: cannot be read as a dataset (split '{split}'): {error}") from error

@@ -1,0 +1,685 @@
+"""`bmscale prepare`: parallel text -> normalised, cleaned, tokenised, memory-mapped shards with a manifest.
+
+Two passes. The first reads, cleans and drops duplicates, and spools what is kept; a tokenizer is trained on a sample of
+the spool; the second turns the spool into shards. Worker processes do the work on chunks of a fixed size, and their
+results are taken in the order of the input, so the output depends neither on the number of workers nor on the format.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import sentencepiece
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from tqdm import tqdm
+
+import bmscale
+from bmscale.config import Config
+from bmscale.data.clean import Cleaner, CleaningConfig, Dropped, SeenHashes, normalise
+from bmscale.data.corpus import CorpusConfig, input_files, read_pairs
+from bmscale.data.shards import PairShards, ShardWriter
+from bmscale.data.tokenizer import UNK, Tokenizer, TokenizerConfig, train_tokenizer
+from bmscale.errors import BadInput, BmscaleError
+
+log = logging.getLogger("bmscale")
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+CHUNK_PAIRS = 4096
+SECONDS_BETWEEN_LINES = 15
+INLINE_TRAINING_PAIRS = 20_000
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+class DataConfig(Config):
+    """What to train on, and where its prepared form lives."""
+
+    directory: str
+    """Folder of the prepared data; `bmscale prepare` makes it, everything else reads it."""
+    source_language: str = Field(pattern=r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*$")
+    """Code of the language to translate from: en, zh-Hans, deu_Latn."""
+    target_language: str = Field(pattern=r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*$")
+    """Code of the language to translate into."""
+    train: list[CorpusConfig] = Field(min_length=1)
+    """Training corpora, read one after the other; a single one needs no list."""
+    valid: list[CorpusConfig] = Field(min_length=1)
+    """Validation corpora; never cleaned, their references stay as they are."""
+    cleaning: CleaningConfig = CleaningConfig()
+    """Which training pairs are dropped."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    """The joint tokenizer."""
+    max_source_tokens: int = Field(default=256, gt=1)
+    """Longest training source in tokens with </s>; longer pairs are dropped (rule too_many_tokens)."""
+    max_target_tokens: int = Field(default=256, gt=1)
+    """Longest training target in tokens with </s>."""
+
+    @field_validator("train", "valid", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | dict | CorpusConfig) else value
+
+
+def prepare(
+    config: DataConfig, *, dry_run: bool = False, workers: int | None = None, force: bool = False
+) -> dict[str, Any]:
+    """Make `config.directory` and return its manifest; do nothing where it is already there.
+
+    `dry_run` reads and cleans only, writes nothing and returns the part of the manifest that is known then. `workers`
+    is the number of processes, by default one a core. `force` replaces a finished folder made from another
+    configuration or other files.
+
+    Raises BadInput for what the readers, the cleaning or the tokenizer find wrong, for a folder that holds something
+    else, and for a finished one that differs, unless `force`.
+    """
+    started = time.monotonic()
+    if workers is not None and workers < 1:
+        raise BadInput(f"workers: must be at least 1, got {workers}")
+    directory = Path(config.directory).expanduser()
+    inputs = _hash_inputs(config)
+    if not dry_run and (finished := _finished(directory, config, inputs, force)):
+        log.info("%s is up to date: same inputs, same configuration; nothing to do", directory)
+        return finished
+    with Workers(workers) as pool:
+        manifest = _head(config, inputs)
+        if dry_run:
+            manifest |= _clean_only(config, pool)
+            return manifest | {"seconds": round(time.monotonic() - started, 1)}
+        with _temporary_sibling(directory) as folder:
+            manifest |= _build(config, folder, pool)
+            manifest["seconds"] = round(time.monotonic() - started, 1)
+            _write_json(folder / MANIFEST, manifest)
+            manifest = _publish(folder, directory, config, inputs, force) or manifest
+    train = manifest["splits"]["train"]
+    log.info("prepared %s: %d of %d training pairs", directory, train["pairs_kept"], train["pairs_read"])
+    return manifest
+
+
+def load_manifest(directory: str | Path) -> dict[str, Any]:
+    """The manifest of a finished folder, its files checked for presence and size and its tokenizer by hash.
+
+    Raises BadInput where the folder is absent, unfinished or damaged; the message names the command that makes it.
+    """
+    folder = Path(directory).expanduser()
+    again = "make it with `bmscale prepare CONFIG`"
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version = manifest["format"]
+    except FileNotFoundError:
+        raise BadInput(f"{folder}: no prepared data here, {MANIFEST} is missing; {again}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{folder / MANIFEST}: damaged ({error}); {again} --force") from None
+    if version != FORMAT:
+        raise BadInput(f"{folder / MANIFEST}: format must be {FORMAT}, got {version}; {again} --force")
+    tokenizer = Tokenizer.load(folder / "spiece.model")
+    if tokenizer.sha256 != manifest["tokenizer"]["sha256"]:
+        raise BadInput(f"{folder / 'spiece.model'}: is not the tokenizer of the manifest; {again} --force")
+    for split, entry in manifest["splits"].items():
+        if len(PairShards.open(folder / split)) != entry["pairs_kept"]:
+            raise BadInput(f"{folder / split}: must hold {entry['pairs_kept']:,} pairs by {MANIFEST}; {again} --force")
+    return manifest
+
+
+def format_report(manifest: dict[str, Any]) -> str:
+    """A table of the cleaning rules: pairs dropped, their percentage, and one sample of each."""
+    train = manifest["splits"]["train"]
+    read = max(1, train["pairs_read"])
+    rows = [f"{'rule':<16} {'pairs':>12} {'%':>7}   sample"]
+    for rule, entry in manifest["dropped"].items():
+        sample = " | ".join(_shorten(side) for side in entry["samples"][0]) if entry["samples"] else ""
+        rows.append(f"{rule:<16} {entry['pairs']:>12,} {100 * entry['pairs'] / read:>7.2f}   {sample}".rstrip())
+    kept = train["pairs_kept"]
+    rows.append(f"{'kept':<16} {kept:>12,} {100 * kept / read:>7.2f}")
+    rows.append(f"{'read':<16} {train['pairs_read']:>12,} {100:>7.2f}")
+    return "\n".join(rows)
+
+
+def _shorten(text: str, width: int = 40) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+# --- the passes -------------------------------------------------------------------------------------------------------
+
+
+def _clean_only(config: DataConfig, pool: "Workers") -> dict[str, Any]:
+    read, kept, dropped = _clean_train(config, pool, None)
+    valid = sum(1 for _ in _pairs(config, config.valid))
+    splits = {
+        "train": {"pairs_read": read, "pairs_kept": kept},
+        "valid": {"pairs_read": valid, "pairs_kept": valid},
+    }
+    return {"splits": splits, "dropped": dropped.report()}
+
+
+def _build(config: DataConfig, folder: Path, pool: "Workers") -> dict[str, Any]:
+    """Everything of the output folder but the manifest, whose contents are returned."""
+    spool = folder / "spool.tsv"
+    read, kept, dropped = _clean_train(config, pool, spool)
+    if not kept:
+        raise BadInput(f"data.train: cleaning dropped all of {read:,} pairs\n{_only_rules(dropped, read)}")
+    tokenizer = _tokenizer(config.tokenizer, spool, kept)
+    _write_bytes(folder / "spiece.model", tokenizer.model)
+    splits = {}
+    with spool.open("rb") as lines:
+        limits = config.max_source_tokens, config.max_target_tokens
+        counts = _encode_split(lines, kept, folder / "train", tokenizer, pool, limits)
+        dropped.merge(counts.dropped)
+        splits["train"] = {"pairs_read": read} | counts.report()
+    spool.unlink()
+    if not counts.pairs:
+        raise BadInput(f"data.train: no pair of {kept:,} fits max_source_tokens and max_target_tokens, {limits}")
+    valid = list(_pairs(config, config.valid))
+    rows = "".join(json.dumps({"source": s, "target": t}, ensure_ascii=False) + "\n" for s, t in valid)
+    # A lone surrogate, which JSON can hold, has no UTF-8.
+    _write_bytes(folder / "valid.jsonl", rows.encode("utf-8", "replace"))
+    lines_of_valid = (f"{normalise(s)}\t{normalise(t)}\n".encode() for s, t in valid)
+    counts = _encode_split(lines_of_valid, len(valid), folder / "valid", tokenizer, pool, None)
+    splits["valid"] = {"pairs_read": len(valid)} | counts.report()
+    about = {"sha256": tokenizer.sha256, "vocabulary_size": tokenizer.vocabulary_size}
+    return {
+        "data_hash": _data_hash(folder, tokenizer),
+        "tokenizer": about,
+        "splits": splits,
+        "dropped": dropped.report(),
+    }
+
+
+def _only_rules(dropped: Dropped, read: int) -> str:
+    splits = {"train": {"pairs_read": read, "pairs_kept": 0}}
+    return format_report({"splits": splits, "dropped": dropped.report()})
+
+
+def _clean_train(config: DataConfig, pool: "Workers", spool: Path | None) -> tuple[int, int, Dropped]:
+    """Read, clean and deduplicate; what is kept goes to `spool`. Returns pairs read, pairs kept, what was dropped."""
+    cleaner = Cleaner(config.cleaning, config.source_language, config.target_language)
+    seen, dropped = SeenHashes(), Dropped()
+    read = kept = 0
+    chunks = _chunks(_pairs(config, config.train))
+    with spool.open("wb") if spool else contextlib.nullcontext() as file, Progress("clean") as progress:
+        for cleaned in pool.map(cleaner.clean, chunks):
+            lines = cleaned.lines
+            count = len(lines) + cleaned.dropped.counts.total()
+            dropped.merge(cleaned.dropped)
+            if config.cleaning.duplicate:
+                new = seen.add(cleaned.hashes)
+                for i in np.flatnonzero(~new):
+                    source, _, target = lines[i].decode().partition("\t")
+                    dropped.add("duplicate", source, target)
+                lines = [lines[i] for i in np.flatnonzero(new)]
+            if file is not None and lines:
+                file.write(b"\n".join(lines) + b"\n")
+            read, kept = read + count, kept + len(lines)
+            progress.advance(count)
+    return read, kept, dropped
+
+
+def _pairs(config: DataConfig, corpora: list[CorpusConfig]) -> Iterator[tuple[str, str]]:
+    for corpus in corpora:
+        yield from read_pairs(corpus, config.source_language, config.target_language)
+
+
+def _chunks(items: Iterable[In]) -> Iterator[list[In]]:
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, CHUNK_PAIRS)):
+        yield chunk
+
+
+def _tokenizer(config: TokenizerConfig, spool: Path, pairs: int) -> Tokenizer:
+    if config.path is not None:
+        return Tokenizer.load(config.path)
+    log.info("training a %s tokenizer of %d pieces", config.type, config.vocabulary_size)
+    if pairs <= INLINE_TRAINING_PAIRS:
+        return Tokenizer(_train_on_spool(config, spool, pairs))
+    return Tokenizer(_in_own_process(_train_on_spool, config, spool, pairs))
+
+
+def _train_on_spool(config: TokenizerConfig, spool: Path, pairs: int) -> bytes:
+    return train_tokenizer(_sample(spool, pairs, config), config)
+
+
+def _sample(spool: Path, pairs: int, config: TokenizerConfig) -> Iterator[str]:
+    """Both sides of a random draw of the pairs, in their order, at most `sample_sentences` sentences."""
+    wanted = max(1, config.sample_sentences // 2)
+    chosen = np.ones(pairs, dtype=bool)
+    if pairs > wanted:
+        chosen = np.zeros(pairs, dtype=bool)
+        chosen[np.random.default_rng(config.seed).choice(pairs, wanted, replace=False, shuffle=False)] = True
+    with spool.open("rb") as lines:
+        for line in itertools.compress(lines, chosen):
+            yield from line.decode().removesuffix("\n").split("\t")
+
+
+@dataclass
+class SplitCounts:
+    """Sums over the pairs of a split; characters and unknown pieces by side, (source, target)."""
+
+    pairs: int = 0
+    tokens: list[int] = field(default_factory=lambda: [0, 0])
+    characters: list[int] = field(default_factory=lambda: [0, 0])
+    unknown: list[int] = field(default_factory=lambda: [0, 0])
+    dropped: Dropped = field(default_factory=Dropped)
+
+    def add(self, other: "SplitCounts") -> None:
+        self.pairs += other.pairs
+        for mine, its in (
+            (self.tokens, other.tokens),
+            (self.characters, other.characters),
+            (self.unknown, other.unknown),
+        ):
+            mine[:] = [a + b for a, b in zip(mine, its, strict=True)]
+        self.dropped.merge(other.dropped)
+
+    def report(self) -> dict[str, Any]:
+        """Tokens count </s>; the rates are over the pieces of the text without it."""
+        pieces = [max(1, tokens - self.pairs) for tokens in self.tokens]
+        per_token = [round(c / p, 4) for c, p in zip(self.characters, pieces, strict=True)]
+        return {
+            "pairs_kept": self.pairs,
+            "source_tokens": self.tokens[0],
+            "target_tokens": self.tokens[1],
+            "source_characters_per_token": per_token[0],
+            "target_characters_per_token": per_token[1],
+            "unk_rate": round(sum(self.unknown) / sum(pieces), 8),
+        }
+
+
+@dataclass
+class EncodedChunk:
+    """The tokens source 0, target 0, source 1, … in one array, and the lengths of each side."""
+
+    tokens: NDArray[np.uint32]
+    source_lengths: NDArray[np.int32]
+    target_lengths: NDArray[np.int32]
+    counts: SplitCounts
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: Path, sha256: str) -> Tokenizer:
+    """Each worker loads the model once; the hash is in the key because a path may come to hold another model."""
+    tokenizer = Tokenizer.load(model)
+    if tokenizer.sha256 != sha256:
+        raise BmscaleError(f"{model}: changed while it was in use")
+    return tokenizer
+
+
+def encode_chunk(model: Path, sha256: str, limits: tuple[int, int] | None, lines: list[bytes]) -> EncodedChunk:
+    """Tokenise lines `source TAB target`; pairs longer than the (source, target) limits in tokens are dropped."""
+    tokenizer = _loaded(model, sha256)
+    texts = [line.rstrip(b"\n").decode().split("\t") for line in lines]
+    encoded = [tokenizer.encode_batch([pair[side] for pair in texts]) for side in (0, 1)]
+    counts = SplitCounts()
+    kept: list[tuple[list[int], list[int]]] = []
+    for text, pair in zip(texts, zip(*encoded, strict=True), strict=True):
+        if limits is not None and (len(pair[0]) > limits[0] or len(pair[1]) > limits[1]):
+            counts.dropped.add("too_many_tokens", *text)
+            continue
+        kept.append(pair)
+        for side in (0, 1):
+            counts.characters[side] += len(text[side])
+            counts.unknown[side] += pair[side].count(UNK)
+    lengths = [np.fromiter((len(pair[side]) for pair in kept), np.int32, len(kept)) for side in (0, 1)]
+    counts.pairs = len(kept)
+    counts.tokens = [int(side.sum()) for side in lengths]
+    flat = itertools.chain.from_iterable(itertools.chain.from_iterable(kept))
+    return EncodedChunk(np.fromiter(flat, np.uint32, sum(counts.tokens)), lengths[0], lengths[1], counts)
+
+
+def _encode_split(
+    lines: Iterable[bytes],
+    pairs: int,
+    directory: Path,
+    tokenizer: Tokenizer,
+    pool: "Workers",
+    limits: tuple[int, int] | None,
+) -> SplitCounts:
+    counts = SplitCounts()
+    work = partial(encode_chunk, directory.parent / "spiece.model", tokenizer.sha256, limits)
+    with ShardWriter(directory, tokenizer.vocabulary_size) as writer, Progress("tokenise", pairs) as progress:
+        for chunk in pool.map(work, _chunks(lines)):
+            writer.add_batch(chunk.tokens, chunk.source_lengths, chunk.target_lengths)
+            counts.add(chunk.counts)
+            progress.advance(chunk.counts.pairs + chunk.counts.dropped.counts.total())
+    return counts
+
+
+def _data_hash(folder: Path, tokenizer: Tokenizer) -> str:
+    """The identity of what training sees: the tokenizer and every token of every split, in order."""
+    parts = {split: PairShards.open(folder / split).index for split in ("train", "valid")}
+    return hashlib.sha256(json.dumps([tokenizer.sha256, parts], sort_keys=True).encode()).hexdigest()
+
+
+# --- worker processes -------------------------------------------------------------------------------------------------
+
+
+class Workers:
+    """An ordered, bounded map over processes, which start with the second chunk: small work needs none.
+
+    The processes are spawned, not forked: forking a process with threads (a test runner, a training process) can
+    deadlock, and macOS has no safe fork at all.
+    """
+
+    def __init__(self, workers: int | None = None) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.workers = workers or cores
+        self._executor: ProcessPoolExecutor | None = None
+
+    def map(self, work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+        """`work` of each item in the order of the items; at most two items a worker wait, so memory stays bounded."""
+        iterator = iter(items)
+        first = list(itertools.islice(iterator, 2))
+        if self.workers == 1 or len(first) < 2:
+            yield from map(work, itertools.chain(first, iterator))
+            return
+        executor = self._start()
+        waiting: deque[Future[Out]] = deque()
+        try:
+            for item in itertools.chain(first, iterator):
+                waiting.append(executor.submit(work, item))
+                if len(waiting) > 2 * self.workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise BmscaleError(
+                "a worker process was killed, most likely for want of memory; run again with fewer workers"
+            ) from None
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _start(self) -> ProcessPoolExecutor:
+        if self._executor is None:
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(self.workers, context, initializer=_follow_parent)
+            with _interrupts_ignored():
+                # Processes start on submission: all of them now, while what they inherit is to ignore Ctrl-C.
+                for future in [self._executor.submit(os.getpid) for _ in range(self.workers)]:
+                    future.result()
+        return self._executor
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Children started inside ignore Ctrl-C from their first instruction: the parent alone answers it."""
+    if threading.current_thread() is not threading.main_thread():  # Python sets signal handlers in the main one only
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _follow_parent() -> None:
+    """End this process when its parent is gone, killed ones included: a pool's queues alone would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
+
+
+def _exit_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _in_own_process(work: Callable[..., bytes], *arguments: Any) -> bytes:
+    """`work(*arguments)` in a process of its own: Ctrl-C ends it at once, and its memory goes back when it is done."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_result, args=(sender, work, arguments), daemon=True)
+    with _interrupts_ignored():
+        process.start()
+    sender.close()
+    try:
+        result = receiver.recv()
+    except EOFError:
+        process.join()
+        raise BmscaleError(
+            f"the process that trains the tokenizer died with code {process.exitcode}, most likely for want of memory; "
+            "lower data.tokenizer.sample_sentences"
+        ) from None
+    finally:
+        process.terminate()
+        process.join()
+        receiver.close()
+    if isinstance(result, BaseException):
+        raise result
+    return bytes(result)
+
+
+def _send_result(sender: Any, work: Callable[..., bytes], arguments: tuple[Any, ...]) -> None:
+    _follow_parent()
+    try:
+        sender.send(work(*arguments))
+    except Exception as error:
+        sender.send(error)
+
+
+class Progress:
+    """A bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, name: str, total: int | None = None) -> None:
+        self._name, self._total, self._done = name, total, 0
+        self._bar = tqdm(total=total, desc=name, unit=" pairs", unit_scale=True) if sys.stderr.isatty() else None
+        self._started = self._said = time.monotonic()
+
+    def advance(self, pairs: int) -> None:
+        self._done += pairs
+        if self._bar is not None:
+            self._bar.update(pairs)
+        elif time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            of = f" of {self._total:,}" if self._total else ""
+            rate = self._done / (self._said - self._started)
+            log.info("%s: %s%s pairs, %s pairs/s", self._name, f"{self._done:,}", of, f"{rate:,.0f}")
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+# --- the output folder ------------------------------------------------------------------------------------------------
+
+
+def _head(config: DataConfig, inputs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "source_language": config.source_language,
+        "target_language": config.target_language,
+        "config": config.model_dump(mode="json"),
+        "inputs": inputs,
+        "versions": {
+            "bmscale": bmscale.__version__,
+            "python": platform.python_version(),
+            "sentencepiece": sentencepiece.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def _hash_inputs(config: DataConfig) -> dict[str, list[dict[str, Any]]]:
+    """Size and SHA-256 of every file that is read, by part: train, valid, tokenizer."""
+    languages = config.source_language, config.target_language
+    inputs = {
+        split: [_hash_file(file) for corpus in corpora for file in input_files(corpus, *languages)]
+        for split, corpora in (("train", config.train), ("valid", config.valid))
+    }
+    if config.tokenizer.path is not None:
+        Tokenizer.load(config.tokenizer.path)  # a wrong one is reported now, not after the cleaning
+        inputs["tokenizer"] = [_hash_file(Path(config.tokenizer.path).expanduser())]
+    return inputs
+
+
+def _hash_file(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return {
+                "path": str(path),
+                "bytes": os.fstat(file.fileno()).st_size,
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            }
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _finished(directory: Path, config: DataConfig, inputs: dict[str, Any], force: bool) -> dict[str, Any] | None:
+    """The manifest of the folder if it is what this run would make; None if the folder may be written.
+
+    Raises BadInput if it holds other things, or was made from something else and `force` is not given.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise BadInput(f"{directory}: data.directory must be a folder, a file is there")
+    if not directory.exists() or not any(directory.iterdir()):
+        return None
+    if not (directory / MANIFEST).exists():
+        raise BadInput(
+            f"{directory}: holds files but no {MANIFEST}, so it is not prepared data and is left alone; "
+            "choose another data.directory or empty this one"
+        )
+    try:
+        manifest = load_manifest(directory)
+    except BadInput:
+        if force:
+            return None
+        raise
+    differences = _differences(manifest, _head(config, inputs))
+    if not differences:
+        return manifest
+    if force:
+        return None
+    raise BadInput(
+        f"{directory}: already holds data prepared otherwise:\n  "
+        + "\n  ".join(differences)
+        + "\nchoose another data.directory, or replace it with `bmscale prepare CONFIG --force`"
+    )
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lines `data.key: old -> new` for configuration and input files that are not the same."""
+    lines = []
+    flat = [dict(_flatten(manifest["config"], "data")) for manifest in (old, new)]
+    for key in sorted(flat[0].keys() | flat[1].keys()):
+        # The same folder under another name (a relative path, a moved disk) is the same data.
+        if key != "data.directory" and flat[0].get(key) != flat[1].get(key):
+            lines.append(f"{key}: {flat[0].get(key)!r} -> {flat[1].get(key)!r}")
+    for split in sorted(old["inputs"].keys() | new["inputs"].keys()):
+        files = [{f["path"]: f["sha256"] for f in manifest["inputs"].get(split, [])} for manifest in (old, new)]
+        changed = [p for p in sorted(files[0].keys() | files[1].keys()) if files[0].get(p) != files[1].get(p)]
+        lines += [f"data.{split}: the contents of {path} changed" for path in changed]
+    return lines
+
+
+def _flatten(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield key, value
+        return
+    for name, inner in items:
+        yield from _flatten(inner, f"{key}.{name}")
+
+
+@contextlib.contextmanager
+def _temporary_sibling(directory: Path) -> Iterator[Path]:
+    """A folder beside `directory`, on the same disk so that it can be renamed; gone at the end whatever happens."""
+    directory = directory.absolute()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{directory.name}.preparing-{socket.gethostname()}-"
+    for stale in directory.parent.glob(f"{prefix}*"):
+        if not _alive(stale.name.removeprefix(prefix)):
+            log.info("removing %s, left by a run that died", stale)
+            shutil.rmtree(stale, ignore_errors=True)
+    folder = directory.parent / f"{prefix}{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: str) -> bool:
+    if not pid.isdigit() or int(pid) == os.getpid():
+        return not pid.isdigit()
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _publish(
+    folder: Path, directory: Path, config: DataConfig, inputs: dict[str, Any], force: bool
+) -> dict[str, Any] | None:
+    """Rename the finished folder into place. Returns the manifest of another run that was first with the same data."""
+    directory = directory.absolute()
+    finished = _finished(directory, config, inputs, force)
+    if finished:
+        return finished
+    for inner in (folder / "train", folder / "valid", folder):
+        _sync_folder(inner)
+    replaced = folder.with_name(folder.name + "-replaced")
+    if directory.exists():
+        directory.rename(replaced)
+    try:
+        folder.rename(directory)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(directory)
+        raise
+    _sync_folder(directory.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return None
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    _write_bytes(path, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

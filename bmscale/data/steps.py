@@ -1,0 +1,177 @@
+"""The global step: which sentence pairs step k trains on, and how they are split over ranks and micro-batches.
+
+1. `StepPlan` chooses the set of pairs of every step from (lengths, seed, tokens_per_step) alone.
+2. `split_step` cuts a step's set into micro-batches, the same number for every rank.
+
+The first knows nothing of ranks, the second changes no set: so the number of ranks, the micro-batch size and the ZeRO
+stage never move the data order, and resuming is arithmetic on the step number.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bmscale.errors import BadInput
+
+Ids = NDArray[np.int64]
+Lengths = NDArray[np.int32]
+
+# An epoch is shuffled, then sorted by length inside pools of this many steps. Measured on 35,000 pairs of package
+# descriptions with 2,048 and 4,096 tokens a step: 8 steps leave 16-19 % padding, 64 steps 6-8 %, the epoch 4 %; but
+# the larger the pool, the more the same pairs meet again in every epoch.
+POOL_STEPS = 64
+
+# Target lengths within this factor of each other count as equal, and are ordered by source length: sorting by the
+# target alone leaves the sources ragged (9-12 % padding where this leaves 6-8 %).
+LENGTH_RATIO = 1.1
+
+
+def length_order(source_lengths: Lengths, target_lengths: Lengths, pool: Ids | None = None) -> Ids:
+    """The order (n,) that puts pairs of alike source and target length next to each other, pool by pool.
+
+    Buckets of target length alternate between rising and falling source length, so that neighbours stay alike across
+    the border of a bucket.
+    """
+    bucket = np.floor(np.log(target_lengths) / np.log(LENGTH_RATIO)).astype(np.int64)
+    source = np.where(bucket % 2, -source_lengths.astype(np.int64), source_lengths)
+    keys = (source, bucket) if pool is None else (source, np.where(pool % 2, -bucket, bucket), pool)
+    return np.lexsort(keys)
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """One pass over the data: the pairs in order, and where each step begins (the last entry is the end)."""
+
+    order: Ids
+    starts: Ids
+
+
+class StepPlan:
+    """The pairs of every global step: a pure function of (lengths, seed, tokens_per_step, step).
+
+    `tokens_per_step` bounds the target tokens of a step, the end of sentence included and padding not. A step never
+    crosses an epoch; the last of an epoch is smaller; each pair comes exactly once an epoch.
+
+    Raises BadInput when a single pair is longer than a step, or when there are no pairs.
+    """
+
+    def __init__(self, source_lengths: Lengths, target_lengths: Lengths, *, seed: int, tokens_per_step: int) -> None:
+        if not len(target_lengths):
+            raise BadInput("the training data must hold at least one pair; got none")
+        longest = int(target_lengths.max())
+        if longest > tokens_per_step:
+            raise BadInput(
+                f"training.tokens_per_step: must hold the longest target, {longest} tokens; got {tokens_per_step}. "
+                "Raise it, or prepare the data with a smaller data.max_target_tokens"
+            )
+        self.source_lengths, self.target_lengths = source_lengths, target_lengths
+        self.seed, self.tokens_per_step = seed, tokens_per_step
+        self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
+        self._first_steps = [0]  # the first step of epochs 0, 1, …, as far as known
+
+    def _plan_epoch(self, epoch: int) -> _Epoch:
+        generator = np.random.default_rng([self.seed, epoch])
+        shuffled = generator.permutation(len(self.target_lengths))
+        targets = self.target_lengths[shuffled].astype(np.int64)
+        pool = (np.cumsum(targets) - targets) // (POOL_STEPS * self.tokens_per_step)
+        order = shuffled[length_order(self.source_lengths[shuffled], targets.astype(np.int32), pool)]
+
+        ends = np.concatenate([[0], np.cumsum(self.target_lengths[order], dtype=np.int64)])
+        starts = [0]
+        while starts[-1] < len(order):
+            budget = ends[starts[-1]] + self.tokens_per_step
+            starts.append(int(np.searchsorted(ends, budget, side="right")) - 1)
+        return self._shuffle_steps(generator, order, np.array(starts))
+
+    @staticmethod
+    def _shuffle_steps(generator: np.random.Generator, order: Ids, starts: Ids) -> _Epoch:
+        """Long and short steps in random order; the last one, which is smaller, stays last."""
+        full = len(starts) - 2
+        which = np.append(generator.permutation(full), full)
+        pieces = [order[starts[step] : starts[step + 1]] for step in which]
+        sizes = np.array([len(piece) for piece in pieces])
+        return _Epoch(np.concatenate(pieces), np.concatenate([[0], np.cumsum(sizes)]))
+
+    def steps_in_epoch(self, epoch: int) -> int:
+        """How many steps the epoch has; epochs differ by a few."""
+        return len(self._epoch(epoch).starts) - 1
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """The (epoch, step within the epoch) of global step `step`, all counted from 0."""
+        while self._first_steps[-1] <= step:
+            self._first_steps.append(self._first_steps[-1] + self.steps_in_epoch(len(self._first_steps) - 1))
+        epoch = int(np.searchsorted(self._first_steps, step, side="right")) - 1
+        return epoch, step - self._first_steps[epoch]
+
+    def pairs(self, step: int) -> Ids:
+        """The ids of the pairs of global step `step` (counted from 0)."""
+        epoch, index = self.locate(step)
+        plan = self._epoch(epoch)
+        return plan.order[plan.starts[index] : plan.starts[index + 1]]
+
+    def first_step_of_epoch(self, epoch: int) -> int:
+        """The global step with which an epoch begins: so also the number of steps of all epochs before it."""
+        while len(self._first_steps) <= epoch:
+            self._first_steps.append(self._first_steps[-1] + self.steps_in_epoch(len(self._first_steps) - 1))
+        return self._first_steps[epoch]
+
+
+def padded_slots(source_lengths: Lengths, target_lengths: Lengths) -> int:
+    """Slots of a batch of these pairs: rows x (longest source + longest target), what memory and time go by."""
+    if not len(target_lengths):
+        return 0
+    return len(target_lengths) * (int(source_lengths.max()) + int(target_lengths.max()))
+
+
+def split_step(
+    pairs: Ids, source_lengths: Lengths, target_lengths: Lengths, *, world_size: int, max_micro_batch_tokens: int
+) -> list[list[Ids]]:
+    """Cut a step's pairs into rounds of one micro-batch a rank: `result[round][rank]` holds pair ids.
+
+    Every rank gets the same number of micro-batches, since ZeRO-2 and 3 hang otherwise; a rank may get an empty one.
+    No micro-batch has more than `max_micro_batch_tokens` padded slots (source and target together), and the slots are
+    as even as cuts in length order make them, since each round waits for its slowest rank.
+
+    Raises BadInput when one pair alone has more slots than that.
+    """
+    longest = int((source_lengths[pairs].astype(np.int64) + target_lengths[pairs]).max())
+    if longest > max_micro_batch_tokens:
+        raise BadInput(
+            f"training.max_micro_batch_tokens: must hold the longest pair, {longest} tokens of source and target; "
+            f"got {max_micro_batch_tokens}. Raise it, or prepare the data with smaller data.max_source_tokens and "
+            "data.max_target_tokens"
+        )
+    ordered = pairs[length_order(source_lengths[pairs], target_lengths[pairs])]
+    sources, targets = source_lengths[ordered].tolist(), target_lengths[ordered].tolist()
+    pieces = len(_cut(sources, targets, max_micro_batch_tokens)) - 1
+    rounds = -(-pieces // world_size)
+
+    # The smallest bound that needs no more rounds: more, smaller micro-batches cost nothing when the other ranks
+    # would have to wait anyway.
+    low, high = longest, max_micro_batch_tokens
+    while low < high:
+        middle = (low + high) // 2
+        if len(_cut(sources, targets, middle)) - 1 <= rounds * world_size:
+            high = middle
+        else:
+            low = middle + 1
+    cuts = _cut(sources, targets, low)
+    batches = [ordered[begin:end] for begin, end in pairwise(cuts)]
+    batches.sort(key=lambda ids: -padded_slots(source_lengths[ids], target_lengths[ids]))
+    batches += [pairs[:0]] * (rounds * world_size - len(batches))
+    return [batches[start : start + world_size] for start in range(0, len(batches), world_size)]
+
+
+def _cut(sources: list[int], targets: list[int], bound: int) -> list[int]:
+    """Cut neighbours greedily into batches of at most `bound` padded slots: the cuts, with 0 and the end."""
+    cuts, source_max, target_max = [0], 0, 0
+    for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        source_max, target_max = max(source_max, source), max(target_max, target)
+        if index > cuts[-1] and (index + 1 - cuts[-1]) * (source_max + target_max) > bound:
+            cuts.append(index)
+            source_max, target_max = source, target
+    cuts.append(len(sources))
+    return cuts

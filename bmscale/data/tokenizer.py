@@ -1,0 +1,149 @@
+"""Joint SentencePiece tokenizer of both languages: training it, and encoding with it.
+
+SentencePiece runs with the identity normaliser. Its own NFKC rules would change the text (½ -> 1/2, ™ -> TM), so that
+decoding the tokens of a reference would not give the reference back; `clean.normalise` already did what must be done.
+With it, `decode(encode(normalise(text))) == normalise(text)` for every text without an unknown character.
+
+Paper: Kudo and Richardson, "SentencePiece", EMNLP 2018 demonstrations (arXiv 1808.06226).
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import sentencepiece
+from pydantic import Field
+
+from bmscale.config import Config
+from bmscale.errors import BadInput
+
+BOS, PAD, EOS, UNK = 0, 1, 2, 3
+SPECIAL_PIECES = ("<s>", "<pad>", "</s>", "<unk>")
+
+# The sums of the EM steps depend on how the sentences are dealt out to threads, and the number is stored in the model:
+# it is a constant, not the number of cores, so that the same text gives the same tokenizer on every machine.
+TRAINER_THREADS = 8
+# SentencePiece silently skips longer lines (4,192 bytes by default); cleaning has bounded them already.
+LONGEST_LINE_BYTES = 1 << 20
+
+
+class TokenizerConfig(Config):
+    """Training of the joint tokenizer, or the path of a ready one."""
+
+    path: str | None = None
+    """A ready SentencePiece model with <s> 0, <pad> 1, </s> 2, <unk> 3; the keys below are then not used."""
+    type: Literal["unigram", "bpe"] = "unigram"
+    """unigram, or bpe with byte fallback (no unknown pieces: rare characters are spelt in bytes)."""
+    vocabulary_size: int = Field(default=8_000, ge=16)
+    """Pieces of both languages together, the four special ones included."""
+    character_coverage: float = Field(default=1.0, ge=0.98, le=1.0)
+    """Share of characters that get a piece of their own; 0.9995 for Chinese or Japanese, 1 for small alphabets."""
+    sample_sentences: int = Field(default=1_000_000, gt=0)
+    """At most this many sentences, both sides counted, drawn from the cleaned text to train on."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the draw."""
+
+
+def train_tokenizer(sentences: Iterable[str], config: TokenizerConfig) -> bytes:
+    """Train on normalised sentences (source and target alike) and return the serialized SentencePiece model.
+
+    The same sentences in the same order give the same bytes. Raises BadInput when the text does not support
+    `vocabulary_size` pieces, or has more characters than pieces.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type=config.type,
+            vocab_size=config.vocabulary_size,
+            character_coverage=config.character_coverage,
+            byte_fallback=config.type == "bpe",
+            normalization_rule_name="identity",
+            bos_id=BOS,
+            pad_id=PAD,
+            eos_id=EOS,
+            unk_id=UNK,
+            bos_piece=SPECIAL_PIECES[BOS],
+            pad_piece=SPECIAL_PIECES[PAD],
+            eos_piece=SPECIAL_PIECES[EOS],
+            unk_piece=SPECIAL_PIECES[UNK],
+            num_threads=TRAINER_THREADS,
+            max_sentence_length=LONGEST_LINE_BYTES,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        raise BadInput(_training_failure(str(error), config)) from None
+    return model.getvalue()
+
+
+def _training_failure(message: str, config: TokenizerConfig) -> str:
+    key, asked = "data.tokenizer.vocabulary_size", config.vocabulary_size
+    if most := re.search(r"value <= (\d+)", message):
+        return f"{key}: the training text supports at most {int(most[1]):,} pieces, got {asked:,}; ask for fewer"
+    if least := re.search(r"(\d+) vs (\d+)\.", message):
+        return (
+            f"{key}: must be at least {int(least[2]):,}, the characters of the training text and the special pieces, "
+            f"got {asked:,}; ask for more, or lower data.tokenizer.character_coverage"
+        )
+    return f"data.tokenizer: training failed on this text with {key} {asked:,}: {message}"
+
+
+class Tokenizer:
+    """Text to token ids and back."""
+
+    bos_id, pad_id, eos_id, unk_id = BOS, PAD, EOS, UNK
+
+    def __init__(self, model: bytes, name: str = "tokenizer") -> None:
+        """Raises BadInput, under `name`, for bytes that are no SentencePiece model with our special ids."""
+        try:
+            processor = sentencepiece.SentencePieceProcessor(model_proto=model) if model else None
+        except RuntimeError:
+            processor = None
+        if processor is None:
+            raise BadInput(f"{name}: not a SentencePiece model, or a damaged one ({len(model):,} bytes)")
+        given = [processor.id_to_piece(i) for i in range(min(len(SPECIAL_PIECES), processor.get_piece_size()))]
+        ids = (processor.bos_id(), processor.pad_id(), processor.eos_id(), processor.unk_id())
+        if tuple(given) != SPECIAL_PIECES or ids != (BOS, PAD, EOS, UNK):
+            raise BadInput(
+                f"{name}: the first four pieces must be {', '.join(SPECIAL_PIECES)} with their roles, "
+                f"got {', '.join(given)} and the ids bos {ids[0]}, pad {ids[1]}, eos {ids[2]}, unk {ids[3]}; "
+                "train with bos_id=0 pad_id=1 eos_id=2 unk_id=3"
+            )
+        self.model = model
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        self.vocabulary_size = int(processor.get_piece_size())
+        self._processor = processor
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Read a model file, `spiece.model` of a prepared folder or of a model folder."""
+        try:
+            model = Path(path).expanduser().read_bytes()
+        except OSError as error:
+            raise BadInput(f"{path}: the tokenizer cannot be read: {error.strerror}") from None
+        return cls(model, str(path))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one normalised text, </s> appended."""
+        return [*self._processor.encode(text), EOS]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each normalised text, </s> appended."""
+        # One thread: processes split the work, and its default of all cores would start a thread pool in each.
+        ids: list[list[int]] = self._processor.encode(list(texts), add_eos=True, num_threads=1)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; special tokens leave nothing behind, an unknown piece leaves ' ⁇ '."""
+        return str(self._processor.decode([int(i) for i in ids]))
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The piece of each id, as SentencePiece spells it."""
+        return [str(self._processor.id_to_piece(int(i))) for i in ids]
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
+        return Tokenizer, (self.model,)

@@ -1,0 +1,349 @@
+"""The seam to DeepSpeed: build a model on its ranks, take one optimizer step, see its parameters by name.
+
+One class serves ZeRO 0 to 3, offload and no DeepSpeed at all, so that nothing above it asks which one runs. What is
+different between them stands in the methods below, each with its reason.
+"""
+
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bmscale.engine import deepspeed_config, process_group
+from bmscale.experiment import TrainingConfig
+
+log = logging.getLogger("bmscale")
+
+InitialValue = Callable[[str, torch.Size], torch.Tensor]
+"""(parameter name, full shape) -> its first value, fp32 on CPU."""
+
+STATE_KINDS = ("master", "exp_avg", "exp_avg_sq")
+"""What a training state holds for each parameter, all in fp32."""
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Sums over the target tokens of one micro-batch."""
+
+    loss: torch.Tensor
+    """What is minimised, label smoothing included (nats, scalar with gradient)."""
+    nll: torch.Tensor
+    """Negative log-likelihood of the references (nats, scalar)."""
+
+
+LossFunction = Callable[[nn.Module, Any], LossSums]
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """One optimizer step, the same on every rank."""
+
+    loss: float
+    """Smoothed loss a target token, over the whole global step (nats)."""
+    nll: float
+    """Negative log-likelihood a target token (nats)."""
+    grad_norm: float
+    """Global gradient norm before clipping."""
+    skipped: bool
+    """The gradient was not finite and the weights were left as they were."""
+
+
+class Engine:
+    """A model and its AdamW on the ranks of one process group."""
+
+    def __init__(self, training: TrainingConfig) -> None:
+        """Start the process group with the ZeRO stage that launcher or experiment choose. Raises BadInput, LostRank."""
+        world_size = process_group.launched_world_size(os.environ)
+        choice = deepspeed_config.choose(training.deepspeed, os.environ, world_size)
+        self.file = deepspeed_config.read(choice) if choice else None
+        self.training = training
+        self.config = deepspeed_config.complete(self.file, training, world_size) if self.file else None
+        self.accelerator = process_group.start(self.config, training.precision)
+        self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
+        self.device = self.accelerator.device
+        self._names: dict[str, nn.Parameter] = {}
+
+    # -- what runs ---------------------------------------------------------------------------------------------------
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes logs and folders."""
+        return self.rank == 0
+
+    @property
+    def stage(self) -> int:
+        """ZeRO stage; 0 also without DeepSpeed."""
+        return self.file.stage if self.file else 0
+
+    @property
+    def partitioned(self) -> bool:
+        """Whether a rank holds only a piece of each weight, so that even a forward pass is collective (ZeRO-3)."""
+        return self.stage == 3
+
+    def describe(self) -> str:
+        """`ZeRO-2 (zero2.json), 2 ranks on cpu, bf16`."""
+        sharding = f"ZeRO-{self.stage} ({self.file.path.name})" if self.file else "no DeepSpeed"
+        ranks = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
+        return f"{sharding}, {ranks} on {self.device.type}, {self.training.precision}"
+
+    # -- building ----------------------------------------------------------------------------------------------------
+
+    def build(
+        self,
+        make_model: Callable[[], nn.Module],
+        initial_value: InitialValue,
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    ) -> None:
+        """Make the model on this rank, partitioned from the start under ZeRO-3, and its optimizer.
+
+        Every stage starts from the same weights: each parameter's first value is a function of its name and shape.
+        """
+        with self._construction():
+            model = make_model()
+        for name, parameter in model.named_parameters():
+            with self._whole(parameter, modified=True), torch.no_grad():
+                if not self.partitioned or self.is_main:
+                    parameter.copy_(initial_value(name, parameter.shape))
+        if not self.partitioned:
+            model.to(self.device)
+        optimizer = make_optimizer(model)
+        if self.file:
+            model, optimizer = self.accelerator.prepare(model, optimizer)
+        self.wrapped, self.optimizer = model, optimizer
+        self.module: nn.Module = model.module if self.file else model
+        self._names = dict(self.module.named_parameters())
+        self._base_rates = [group["lr"] for group in self._param_groups]
+        if self.file:
+            self._check_deepspeed()
+
+    def _construction(self) -> AbstractContextManager[Any]:
+        if not self.partitioned:
+            return nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.Init(config_dict_or_path=self.config)
+
+    def _whole(self, parameter: nn.Parameter, *, modified: bool = False) -> AbstractContextManager[Any]:
+        """Within it the full parameter is there, also under ZeRO-3; what rank 0 changes reaches every rank."""
+        if not self.partitioned:
+            return nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if modified else None)
+
+    def _check_deepspeed(self) -> None:
+        """DeepSpeed and accelerate both rewrite configurations: believe only what they ended up with."""
+        for what, wanted, got in (
+            ("gradient accumulation", 1, self.wrapped.gradient_accumulation_steps()),
+            ("gradient clipping", self.training.clip_norm or 0.0, self.wrapped.gradient_clipping()),
+            ("ZeRO stage", self.stage, self.wrapped.zero_optimization_stage()),
+            ("data-parallel size", self.world_size, self.wrapped.dp_world_size),
+        ):
+            if wanted != got:
+                raise RuntimeError(f"DeepSpeed runs with {what} {got} where {wanted} was configured")
+
+    @property
+    def _param_groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    # -- one optimizer step ------------------------------------------------------------------------------------------
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 over fp32 weights where no ZeRO stage holds bf16 weights itself; nothing otherwise."""
+        if self.training.precision == "bf16" and self.stage == 0:
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def seed_micro_batch(self, data_step: int, index: int) -> None:
+        """Seed dropout from (seed, data step, rank, micro-batch): so no generator state needs saving."""
+        key = f"{self.training.seed}/{data_step}/{self.rank}/{index}".encode()
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little"))
+
+    def train_step(
+        self,
+        micro_batches: Sequence[Any],
+        loss_function: LossFunction,
+        *,
+        target_tokens: int,
+        data_step: int,
+        rate_factor: float,
+    ) -> StepOutcome:
+        """One optimizer step over this rank's micro-batches, of which every rank has the same number.
+
+        `target_tokens` counts the whole global step, so that the loss is a true mean over its tokens however they are
+        spread. DeepSpeed averages gradients over ranks, which the factor world_size undoes.
+        """
+        for group, rate in zip(self._param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * rate_factor
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self.wrapped.train()
+        for index, batch in enumerate(micro_batches):
+            self.seed_micro_batch(data_step, index)
+            with self.autocast():
+                losses = loss_function(self.wrapped, batch)
+            sums += torch.stack([losses.loss.detach(), losses.nll.detach()]).double()
+            self._backward(losses.loss * (self.world_size / target_tokens), last=index == len(micro_batches) - 1)
+        grad_norm, skipped = self._step()
+        process_group.sum_over_ranks(sums)
+        loss, nll = (sums / target_tokens).tolist()
+        return StepOutcome(loss, nll, grad_norm, skipped)
+
+    def _backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        if not self.file:
+            loss.backward()
+            return
+        self.wrapped.set_gradient_accumulation_boundary(last)
+        self.wrapped.backward(loss, scale_wrt_gas=False)
+
+    def _step(self) -> tuple[float, bool]:
+        """Apply the gradients. Returns (norm before clipping, whether the step was skipped as not finite)."""
+        if self.stage > 0:
+            self.wrapped.step()
+            norm = float(self.wrapped.get_global_grad_norm())
+            # DeepSpeed reports a norm that is not finite as -1 or leaves the last one, and sets `overflow`.
+            skipped = bool(getattr(self.wrapped.optimizer, "overflow", False))
+            return (math.nan if skipped else norm), skipped
+        # Stage 0 neither reports the norm in fp32 nor skips a step that is not finite.
+        gradients = [parameter.grad for parameter in self._names.values() if parameter.grad is not None]
+        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float()))
+        if not math.isfinite(norm):
+            self._zero_gradients()
+            return math.nan, True
+        if self.file:
+            self.wrapped.step()
+        else:
+            if self.training.clip_norm is not None and norm > self.training.clip_norm:
+                torch._foreach_mul_(gradients, self.training.clip_norm / (norm + 1e-6))
+            self.optimizer.step()
+            self._zero_gradients()
+        return norm, False
+
+    def _zero_gradients(self) -> None:
+        for parameter in self._names.values():
+            parameter.grad = None
+
+    # -- parameters by name ------------------------------------------------------------------------------------------
+
+    @property
+    def parameter_names(self) -> list[str]:
+        """Names of all parameters, those that are tied to another once."""
+        return list(self._names)
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each full weight in fp32 on CPU, one at a time. Collective: every rank must exhaust the iterator.
+
+        fp32 masters where ZeRO holds them, since its module weights are only bf16.
+        """
+        for name, parameter in self._names.items():
+            yield name, self._read(parameter, "master")
+
+    def state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
+        """(name, kind, full fp32 tensor on CPU) for each kind of STATE_KINDS. Collective, as `weights`."""
+        for name, parameter in self._names.items():
+            for kind in STATE_KINDS:
+                yield name, kind, self._read(parameter, kind)
+
+    def _read(self, parameter: nn.Parameter, kind: str) -> torch.Tensor:
+        if self.stage > 0:
+            from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+            value = (
+                safe_get_full_fp32_param(parameter)
+                if kind == "master"
+                else safe_get_full_optimizer_state(parameter, kind)
+            )
+        elif kind == "master":
+            value = parameter.detach()
+        else:
+            value = self._plain_state(parameter)[kind]
+        # A copy: DeepSpeed returns its own buffers.
+        return value.detach().to("cpu", torch.float32, copy=True).reshape(self._full_shape(parameter))
+
+    @staticmethod
+    def _full_shape(parameter: nn.Parameter) -> torch.Size:
+        return getattr(parameter, "ds_shape", parameter.shape)
+
+    def _plain_state(self, parameter: nn.Parameter) -> dict[str, Any]:
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wrapper around stage 0
+        state: dict[str, Any] = optimizer.state[parameter]
+        return state
+
+    def load_state(
+        self, read: Callable[[str, str], torch.Tensor], optimizer_step: int, empty_step: Callable[[], None]
+    ) -> None:
+        """Set masters, moments, model weights and the optimizer's own step count. Collective.
+
+        `read(name, kind)` gives full fp32 tensors. `empty_step` takes one step at rate 0 on nothing, which makes Adam
+        create its moments in whatever shape this ZeRO stage keeps them.
+        """
+        empty_step()
+        for name, parameter in self._names.items():
+            for kind in STATE_KINDS:
+                self._write(parameter, kind, read(name, kind))
+        self._set_step_count(optimizer_step)
+
+    def _write(self, parameter: nn.Parameter, kind: str, value: torch.Tensor) -> None:
+        value = value.to(self.device)
+        if self.stage > 0:
+            from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+            if kind == "master":
+                safe_set_full_fp32_param(parameter, value)
+            else:
+                safe_set_full_optimizer_state(parameter, value, kind)
+        elif kind != "master":
+            self._plain_state(parameter)[kind].copy_(value)
+        if kind == "master":  # DeepSpeed's setters leave the module's own weights as they were
+            with self._whole(parameter, modified=True), torch.no_grad():
+                if not self.partitioned or self.is_main:
+                    parameter.copy_(value.view(self._full_shape(parameter)))
+
+    def _set_step_count(self, optimizer_step: int) -> None:
+        optimizer = self.optimizer
+        while hasattr(optimizer, "optimizer"):  # accelerate's wrapper, then ZeRO's
+            optimizer = optimizer.optimizer
+        for state in optimizer.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"].fill_(optimizer_step)
+            elif "step" in state:
+                state["step"] = optimizer_step
+
+    # -- evaluation --------------------------------------------------------------------------------------------------
+
+    def evaluation(self) -> AbstractContextManager[Any]:
+        """No gradients, dropout off, the precision of training."""
+        return _Evaluation(self)
+
+    def memory_gib(self) -> list[float]:
+        """Peak memory of each rank since the start: of the accelerator where there is one, else of the process."""
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated() / 2**30
+        else:
+            import resource
+
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return [round(value, 3) for value in process_group.gather_objects(peak)]
+
+
+class _Evaluation:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._contexts = (torch.no_grad(), engine.autocast())
+
+    def __enter__(self) -> nn.Module:
+        self._engine.module.eval()
+        for context in self._contexts:
+            context.__enter__()
+        return self._engine.module
+
+    def __exit__(self, *error: Any) -> None:
+        for context in reversed(self._contexts):
+            context.__exit__(*error)
+        self._engine.module.train()

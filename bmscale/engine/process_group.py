@@ -1,0 +1,133 @@
+"""Who runs beside us: ranks, device, and the few collectives that training needs.
+
+Accelerate starts the process group, under `accelerate launch`, under torchrun or alone. Two of its silent failures are
+refused here: on a machine without a GPU it would train one independent copy per rank unless told `gloo`, and
+`accelerate launch --cpu --num_processes 2` starts one process only.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+
+from bmscale.errors import BadInput, LostRank
+
+log = logging.getLogger("bmscale")
+
+
+def launched_world_size(environment: Mapping[str, str]) -> int:
+    """How many ranks the launcher started; 1 without a launcher.
+
+    Raises BadInput for `accelerate launch --cpu --num_processes N`, which starts a single process whatever N is.
+    """
+    if "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment:
+        raise BadInput(
+            "the launcher set MASTER_ADDR but no WORLD_SIZE, so it started one process only (`accelerate launch --cpu` "
+            "does that); use `accelerate launch --config_file launch/cpu_2proc.yaml` or torchrun"
+        )
+    try:
+        return int(environment.get("WORLD_SIZE", "1"))
+    except ValueError:
+        raise BadInput(f"WORLD_SIZE must be a number; got '{environment['WORLD_SIZE']}'") from None
+
+
+def launched_rank(environment: Mapping[str, str]) -> int:
+    """The rank that the launcher gave this process; 0 without a launcher."""
+    return int(environment.get("RANK", "0"))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _stand_alone(world_size: int) -> None:
+    """DeepSpeed wants a process group even for one rank: give it the variables a launcher would."""
+    for name, value in (
+        ("RANK", "0"),
+        ("LOCAL_RANK", "0"),
+        ("WORLD_SIZE", str(world_size)),
+        ("LOCAL_WORLD_SIZE", "1"),
+        ("MASTER_ADDR", "127.0.0.1"),
+        ("MASTER_PORT", str(_free_port())),
+    ):
+        os.environ.setdefault(name, value)
+
+
+def start(deepspeed_config: dict[str, Any] | None, precision: str, timeout_minutes: float = 30.0) -> Accelerator:
+    """Start the process group, through DeepSpeed when a configuration is given.
+
+    Raises LostRank when fewer ranks met than were launched.
+    """
+    expected = launched_world_size(os.environ)
+    plugin = None
+    if deepspeed_config is not None:
+        _stand_alone(expected)
+        # Without it DeepSpeed's shared-memory collectives on CPU stay off.
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found nothing better
+        # The dictionary is complete; a launcher's file or fields would only contradict it.
+        for name in ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ACCELERATE_CONFIG_DS_FIELDS"):
+            os.environ.pop(name, None)
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config)
+    else:
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    accelerator = Accelerator(
+        mixed_precision="bf16" if deepspeed_config and deepspeed_config["bf16"]["enabled"] else "no",
+        deepspeed_plugin=plugin,
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=timedelta(minutes=timeout_minutes))],
+    )
+    if accelerator.num_processes != expected:
+        raise LostRank(
+            f"{expected} ranks were launched and {accelerator.num_processes} met: they would train independent copies. "
+            "Start them with one of launch/*.yaml"
+        )
+    return accelerator
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all ranks, on every rank."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """One object from each rank, in rank order, on every rank."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return [value]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def from_main(value: Any) -> Any:
+    """The object that rank 0 holds, on every rank."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def stop() -> None:
+    """Leave the process group, so that no rank is killed for a connection that just went away."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,141 @@
+"""`bmscale evaluate RUN --test FILE`: validation loss, and scores of beam-search translations of a test set."""
+
+import hashlib
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bmscale.data.batch import make_batch
+from bmscale.data.clean import normalise
+from bmscale.data.corpus import CorpusConfig, read_pairs
+from bmscale.data.prepare import load_manifest
+from bmscale.data.shards import PairShards
+from bmscale.errors import BadInput
+from bmscale.evaluation.loss import batch_loss, validation_loss
+from bmscale.evaluation.scores import format_scores, score
+from bmscale.experiment import Experiment, RunFolder
+from bmscale.inference.translator import SearchOptions, Translator
+from bmscale.model.folder import open_model_folder
+
+log = logging.getLogger("bmscale")
+
+
+def evaluate(
+    experiment: Experiment,
+    tests: list[CorpusConfig],
+    *,
+    which: str = "best",
+    options: SearchOptions | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Score `model/best` or `model/last` of a run on test sets, and write results.json.
+
+    Returns what results.json holds. Raises BadInput for a test set that cannot be read or a damaged model.
+    """
+    run, config = experiment.run_folder, experiment.evaluation
+    data = experiment.data
+    options = options or SearchOptions(config.beam_size, config.length_penalty, config.max_batch_tokens)
+    sets = [(name_of(test), list(read_pairs(test, data.source_language, data.target_language))) for test in tests]
+    folder = open_model_folder(run.best if which == "best" else run.last)
+    translator = Translator.from_pretrained(folder, device=device)
+
+    results: dict[str, Any] = _read_results(run)
+    results["model"] = str(folder.path.relative_to(run.path))
+    results["step"] = folder.provenance.get("optimizer_step")
+    results["validation"] = _validation(experiment, translator)
+    for name, pairs in sets:
+        log.info("translating %s: %d sentences, beam %d", name, len(pairs), options.beam_size)
+        results.setdefault("test", {})[name] = _score_set(run, name, pairs, translator, options, data.target_language)
+    temporary = run.results.with_suffix(".tmp")
+    temporary.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(run.results)
+    return results
+
+
+def name_of(test: CorpusConfig) -> str:
+    """A short name for a test set: its file without directories and endings."""
+    if test.toy:
+        return f"toy-{test.toy}"
+    path = Path(test.path or test.source_path or "test")
+    return path.name.split(".")[0]
+
+
+def _read_results(run: RunFolder) -> dict[str, Any]:
+    try:
+        found = json.loads(run.results.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _validation(experiment: Experiment, translator: Translator) -> dict[str, Any] | None:
+    """Loss on the prepared validation set; None where the prepared data is not at hand (a model alone is enough)."""
+    directory = Path(experiment.data.directory)
+    if not directory.is_dir():
+        log.info("%s is not here: no validation loss", directory)
+        return None
+    load_manifest(directory)
+    shards = PairShards.open(directory / "valid")
+    with torch.no_grad():
+        loss = validation_loss(translator.model, shards, experiment.evaluation.max_batch_tokens)
+    return {"loss": round(loss.nll, 5), "perplexity": round(loss.perplexity, 4), "pairs": len(shards)}
+
+
+def _score_set(
+    run: RunFolder,
+    name: str,
+    pairs: list[tuple[str, str]],
+    translator: Translator,
+    options: SearchOptions,
+    target_language: str,
+) -> dict[str, Any]:
+    """Translate and score one test set; the translations are kept beside the results."""
+    if not pairs:
+        raise BadInput(f"{name}: the test set must hold at least one pair; got none")
+    sources, references = [source for source, _ in pairs], [target for _, target in pairs]
+    hypotheses = translator.translate(sources, **vars(options))
+    run.translations.mkdir(exist_ok=True)
+    (run.translations / f"{name}.txt").write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
+    scores = score(hypotheses, references, target_language=target_language)
+    for line in format_scores(scores).splitlines():
+        log.info("%s: %s", name, line)
+    return {
+        "pairs": len(pairs),
+        "sha256": hashlib.sha256("".join(f"{s}\t{t}\n" for s, t in pairs).encode()).hexdigest(),
+        "loss": round(_loss_of(translator, pairs, options), 5),
+        "search": vars(options),
+        "scores": scores,
+    }
+
+
+def _loss_of(translator: Translator, pairs: list[tuple[str, str]], options: SearchOptions) -> float:
+    """Negative log-likelihood a target token (nats) of the references, in batches by length."""
+    tokenizer = translator.tokenizer
+    positions = translator.model.config.max_position_embeddings
+    encoded = [
+        [np.array(ids[:positions]) for ids in tokenizer.encode_batch([normalise(side[index]) for side in pairs])]
+        for index in (0, 1)
+    ]
+    order = sorted(range(len(pairs)), key=lambda index: -len(encoded[0][index]) - len(encoded[1][index]))
+    total, tokens, batch = 0.0, 0, list[int]()
+    with torch.no_grad():
+        for position, index in enumerate(order):
+            batch.append(index)
+            slots = (len(batch) + 1) * (len(encoded[0][batch[0]]) + len(encoded[1][batch[0]]))
+            if slots > options.max_batch_tokens or position == len(order) - 1:
+                made = make_batch([encoded[0][i] for i in batch], [encoded[1][i] for i in batch])
+                total += float(batch_loss(translator.model, made.to(translator.model.device)).nll)
+                tokens += made.target_tokens
+                batch = []
+    return total / tokens
+
+
+def with_overrides(options: SearchOptions, beam_size: int | None, length_penalty: float | None) -> SearchOptions:
+    """The options with what the command line gave."""
+    given = {"beam_size": beam_size, "length_penalty": length_penalty}
+    return replace(options, **{name: value for name, value in given.items() if value is not None})

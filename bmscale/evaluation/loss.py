@@ -1,0 +1,62 @@
+"""Cross-entropy of a model on sentence pairs: of one batch, and of a whole validation set over all ranks."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bmscale.data.batch import Batch, read_batch
+from bmscale.data.shards import PairShards
+from bmscale.data.steps import length_order, split_step
+from bmscale.engine import process_group
+from bmscale.engine.engine import LossSums
+
+
+def batch_loss(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> LossSums:
+    """Sums over the target tokens of a batch (nats): smoothed loss, which carries the gradient, and plain nll."""
+    sums = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        decoder_input_ids=batch.decoder_input_ids,
+        labels=batch.labels,
+        label_smoothing=label_smoothing,
+        return_loss_sums=True,
+    )
+    return LossSums(sums.loss, sums.nll)
+
+
+@dataclass(frozen=True)
+class ValidationLoss:
+    """Loss on a whole set, without label smoothing."""
+
+    nll: float
+    """Nats a target token, </s> included."""
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nll), a target token."""
+        return math.exp(min(self.nll, 700.0))
+
+
+def validation_loss(
+    model: nn.Module, shards: PairShards, max_batch_tokens: int, *, rank: int = 0, world_size: int = 1
+) -> ValidationLoss:
+    """The loss over all pairs of `shards`, shared among the ranks. Collective; the caller switches gradients off."""
+    ids = length_order(shards.source_lengths, shards.target_lengths)
+    longest = int((shards.source_lengths + shards.target_lengths).max())
+    rounds = split_step(
+        ids,
+        shards.source_lengths,
+        shards.target_lengths,
+        world_size=world_size,
+        max_micro_batch_tokens=max(max_batch_tokens, longest),
+    )
+    device = next(model.parameters()).device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for batches in rounds:  # the same number on every rank: a forward pass is collective under ZeRO-3
+        total += batch_loss(model, read_batch(shards, batches[rank]).to(device)).nll.double()
+    process_group.sum_over_ranks(total)
+    tokens = int(shards.target_lengths.sum())
+    return ValidationLoss(float(total) / tokens, tokens)

@@ -1,0 +1,212 @@
+"""One experiment: data, model, training and evaluation in one strict model, and the paths of its run folder."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, create_model, model_validator
+
+from bmscale.config import Config, Document, load, validate
+from bmscale.data.corpus import CorpusConfig
+from bmscale.data.prepare import DataConfig
+from bmscale.errors import BadInput
+from bmscale.model.config import PRESETS, EncoderDecoderConfig, option_types
+from bmscale.model.sizes import SIZES
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class OptimizerConfig(Config):
+    """AdamW (Loshchilov and Hutter 2019), with decay on matrices only."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak rate; the schedule multiplies it by a factor between 0 and 1."""
+    betas: list[float] = Field([0.9, 0.98], min_length=2, max_length=2)
+    """Decay of the running mean and of the running square of the gradient."""
+    epsilon: float = Field(1e-8, gt=0)
+    """Added to the root of the running square."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled decay a step, times the learning rate; norms, biases and embeddings have none."""
+
+    @model_validator(mode="after")
+    def _betas_are_decays(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1); got {self.betas}")
+        return self
+
+
+class ScheduleConfig(Config):
+    """The learning rate as a function of the optimizer step."""
+
+    type: Literal["inverse_sqrt", "cosine", "wsd", "constant"] = "inverse_sqrt"
+    """inverse_sqrt (Vaswani 2017), cosine, wsd (warm-up, stable, decay), or constant after the warm-up."""
+    warmup_steps: int = Field(1000, ge=0)
+    """Steps of linear warm-up from 0."""
+    cooldown_fraction: float = Field(0.2, ge=0, le=1)
+    """wsd: the share of max_steps at the end over which the rate falls."""
+    cooldown_shape: Literal["linear", "sqrt"] = "linear"
+    """wsd: linear, or 1 - sqrt(progress) (Hägele 2024)."""
+    final_ratio: float = Field(0.0, ge=0, le=1)
+    """cosine and wsd: the last rate as a share of the peak."""
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether max_steps moves the rate of every step, not only the end of training."""
+        return self.type in ("cosine", "wsd")
+
+
+class TrainingConfig(Config):
+    """How the model is trained: recipe, budget, resources."""
+
+    seed: int = Field(0, ge=0)
+    """Fixes initial weights, data order and dropout."""
+    tokens_per_step: Positive = 4096
+    """Target tokens (with </s>, without padding) that one optimizer step may hold, over all ranks."""
+    max_micro_batch_tokens: Positive = 8192
+    """Padded slots, source and target together, of one forward pass on one rank: what memory goes by."""
+    max_steps: Positive | None = None
+    """Optimizer steps to train; give this or max_epochs."""
+    max_epochs: Positive | None = None
+    """Passes over the data to train; give this or max_steps."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    """Probability mass spread over the vocabulary (Szegedy 2016)."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """The largest global gradient norm; null switches clipping off."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16 keeps fp32 master weights and accumulates gradients in fp32."""
+    activation_checkpointing: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+    deepspeed: str | None = None
+    """A DeepSpeed configuration: a name of ds_configs (zero2), a file, or `none`. Null: what the launcher names, else
+    zero2 for more than one rank, else no DeepSpeed."""
+    log_every_steps: Positive = 50
+    """Steps between two lines of metrics.jsonl."""
+    save_every_steps: Positive = 500
+    """Steps between two training states."""
+    keep_states: int = Field(2, ge=1)
+    """How many of the newest training states stay on disk."""
+    early_stopping_patience: Positive | None = None
+    """Stop after so many validations without a better one; null never stops early."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _explain_fp16(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("precision") == "fp16":
+            raise ValueError(
+                "precision must be bf16 or fp32; got fp16, in which encoder-decoders overflow: use bf16, or fp32 on "
+                "accelerators without it"
+            )
+        return values
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.max_steps is None) == (self.max_epochs is None):
+            given = "neither" if self.max_steps is None else "both"
+            raise ValueError(f"exactly one of max_steps and max_epochs must be given; got {given} (null removes one)")
+        return self
+
+
+class EvaluationConfig(Config):
+    """Validation in the training loop, and how text is generated for scores."""
+
+    every_steps: Positive = 500
+    """Steps between two validations."""
+    pairs: int = Field(200, ge=0)
+    """Validation pairs that are translated for BLEU and chrF; 0 computes the loss only."""
+    samples: int = Field(3, ge=0)
+    """How many of these translations are shown in the log."""
+    select: Literal["loss", "bleu", "chrf"] = "loss"
+    """The validation figure by which model/best and early stopping go."""
+    max_batch_tokens: Positive = 8192
+    """Padded slots of a validation batch on one rank."""
+    beam_size: Positive = 5
+    """Beams of `evaluate` and `translate`; validation in the loop is greedy."""
+    length_penalty: float = 1.0
+    """Exponent of the length by which a beam's log-probability is divided."""
+    test: list[CorpusConfig] = Field(default_factory=list)
+    """Test sets of `evaluate` when it is given none; read as they are, never cleaned."""
+
+    @model_validator(mode="after")
+    def _selection_is_measured(self) -> Self:
+        if self.select != "loss" and not self.pairs:
+            raise ValueError(f"select: {self.select} needs translations: evaluation.pairs must be above 0; got 0")
+        return self
+
+
+# The options of the model are declared once, in model/config.py; here each may be given or left to preset and size.
+_Options: Any = create_model(
+    "_Options", __base__=Config, **{name: (kind | None, None) for name, kind in option_types().items()}
+)
+
+
+class ModelConfig(_Options):
+    """The shape of the model: a preset of options, a named size, and any option of model/config.py over both."""
+
+    preset: str = "modern"
+    size: str = "small"
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        for key, given, known in (("preset", self.preset, PRESETS), ("size", self.size, SIZES)):
+            if given not in known:
+                raise ValueError(f"{key} must be one of {', '.join(known)}; got '{given}'")
+        return self
+
+    def build(self, vocabulary_size: int) -> EncoderDecoderConfig:
+        """The model's own configuration. Raises BadInput when the options contradict each other."""
+        options = {**PRESETS[self.preset], **SIZES[self.size]}
+        given = {name: value for name, value in self if name in option_types() and value is not None}
+        try:
+            return EncoderDecoderConfig(**{**options, **given, "vocab_size": vocabulary_size})
+        except Exception as error:  # transformers raises several kinds of its own for a value it does not take
+            cause = error.__cause__ or error
+            raise BadInput(f"model: {cause}") from None
+
+
+class Experiment(Config):
+    """Everything that a run is made of; `run.yaml` holds it resolved."""
+
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run folder."""
+    task: Literal["translation"] = "translation"
+    run: str | None = None
+    """The run folder; null is runs/NAME."""
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig(max_steps=10_000)
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def run_folder(self) -> "RunFolder":
+        """Where this experiment writes."""
+        return RunFolder(Path(self.run or f"runs/{self.name}"))
+
+
+class RunFolder:
+    """The paths of a run (README, "The run folder")."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record = path / "run.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.log = path / "log.txt"
+        self.states = path / "state"
+        self.best = path / "model" / "best"
+        self.last = path / "model" / "last"
+        self.translations = path / "translations"
+        self.results = path / "results.json"
+        self.exit = path / "exit.json"
+
+
+def read_experiment(config: str, overrides: list[str]) -> Experiment:
+    """Load, merge and check an experiment, the shape of its model included. Raises BadInput."""
+    document: Document = load(config, overrides)
+    if "name" not in document.values and config.endswith((".yaml", ".yml")):
+        document.values["name"] = Path(config).stem
+    experiment = validate(Experiment, document)
+    try:
+        experiment.model.build(vocabulary_size=experiment.data.tokenizer.vocabulary_size)
+    except BadInput as error:
+        raise BadInput(f"{document.place(('model',))}: {error}") from None
+    return experiment

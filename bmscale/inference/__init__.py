@@ -1,0 +1,1 @@
+"""Using a trained model: text in, text out. Imports model, data and engine, never evaluation or training."""

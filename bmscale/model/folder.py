@@ -1,0 +1,461 @@
+"""The model folder, which is what leaves training: written in one stream, opened only when it is whole.
+
+    config.json  generation_config.json  tokenizer_config.json  spiece.model  provenance.json  README.md
+    model.safetensors, or model-00001-of-00003.safetensors … and model.safetensors.index.json
+
+The layout is Hugging Face's: after `import bmscale.model`, `AutoModelForSeq2SeqLM.from_pretrained(folder)` and
+`AutoTokenizer.from_pretrained(folder)` work. Nothing in it is a pickle.
+"""
+
+import copy
+import difflib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from bmscale.errors import BadInput
+from bmscale.model.tokenization import TOKENIZER_FILE, tokenizer_config
+
+CONFIG, GENERATION, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
+PROVENANCE, WEIGHTS, INDEX, CARD = "provenance.json", "model.safetensors", "model.safetensors.index.json", "README.md"
+BOS, PAD, EOS, UNK = 0, 1, 2, 3
+_LONGEST_HEADER = 100_000_000  # bytes; the bound of the safetensors format itself
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder that was checked: its files are there, whole, and fit each other."""
+
+    path: Path
+    config: Any
+    """The model's configuration, a transformers PreTrainedConfig."""
+    provenance: dict[str, Any]
+    """Where the model comes from, as given to `write_model_folder`."""
+    weights: tuple[Path, ...]
+
+    @property
+    def tokenizer(self) -> Path:
+        """The SentencePiece model."""
+        return self.path / TOKENIZER_FILE
+
+
+# ---- writing
+
+
+def write_model_folder(
+    path: str | Path,
+    config: PreTrainedConfig,
+    tensors: Iterator[tuple[str, torch.Tensor]],
+    tokenizer_model: str | Path,
+    provenance: Mapping[str, Any],
+    *,
+    dtype: torch.dtype = torch.float32,
+    beam_size: int = 5,
+    length_penalty: float = 1.0,
+    max_shard_bytes: int = 2 * 2**30,
+) -> None:
+    """Write the model, replacing a folder of that name only once the new one is complete and on the disk.
+
+    `tensors` gives names of the model's state and full tensors on any device; each is cast to `dtype`, copied at once
+    (so it may be freed or reused after the next one is asked for) and at most one shard of `max_shard_bytes` is held.
+    Names that are tied to each other are written once, under the name that the model class keeps.
+
+    `provenance` goes to `provenance.json`; the model card shows its keys `source_language`, `target_language`,
+    `data_hash`, `optimizer_step`, `target_tokens` and `scores` (figures, or the result of `evaluation.scores.score`).
+
+    Raises ValueError, leaving the old folder alone, when the tensors are not exactly those of `config`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Fixed names beside the folder: what a crash leaves behind is removed by the next write, not collected.
+    fresh, replaced = path.parent / f".{path.name}.writing", path.parent / f".{path.name}.replaced"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        shutil.copyfile(tokenizer_model, fresh / TOKENIZER_FILE)
+        _write_configs(fresh, config, dtype, beam_size, length_penalty)
+        parameters = _write_weights(fresh, config, tensors, dtype, max_shard_bytes)
+        record = {
+            **provenance,
+            "parameters": parameters,
+            "dtype": str(dtype).removeprefix("torch."),
+            "tokenizer_sha256": _sha256(fresh / TOKENIZER_FILE),
+        }
+        _write_json(fresh / PROVENANCE, record)
+        (fresh / CARD).write_text(_card(path.name, record), encoding="utf-8")
+        for file in fresh.iterdir():
+            _sync(file)
+        _sync(fresh)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    if path.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        path.rename(replaced)
+    fresh.rename(path)
+    _sync(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _write_configs(
+    folder: Path, config: PreTrainedConfig, dtype: torch.dtype, beam_size: int, length_penalty: float
+) -> None:
+    config = copy.deepcopy(config)
+    config.architectures = [_model_class(config).__name__]
+    config.dtype = dtype
+    config.save_pretrained(folder)
+    longest = _longest(config)
+    GenerationConfig(
+        bos_token_id=BOS,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        decoder_start_token_id=EOS,
+        num_beams=beam_size,
+        length_penalty=length_penalty,
+        # transformers' default is 20 tokens, which would cut most sentences.
+        max_length=longest or 512,
+    ).save_pretrained(folder)
+    _write_json(folder / TOKENIZER_CONFIG, tokenizer_config(longest))
+
+
+def _write_weights(
+    folder: Path,
+    config: PreTrainedConfig,
+    tensors: Iterator[tuple[str, torch.Tensor]],
+    dtype: torch.dtype,
+    max_shard_bytes: int,
+) -> int:
+    """Stream the tensors into shards and, when there are several, an index. Returns the number of parameters."""
+    shapes, aliases = _expected(config)
+    shard: dict[str, torch.Tensor] = {}
+    shards: list[list[str]] = []
+    held = total = 0
+
+    def flush() -> None:
+        save_file(shard, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+        shards.append(list(shard))
+        shard.clear()
+
+    missing = dict(shapes)
+    for name, tensor in tensors:
+        name = aliases.get(name, name)
+        if name in shapes and name not in missing:
+            continue  # the same weight under its other name
+        if name not in shapes or tuple(tensor.shape) != shapes[name]:
+            raise ValueError(f"tensor {name} {tuple(tensor.shape)}: the model has {shapes.get(name, 'no such tensor')}")
+        del missing[name]
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        size = tensor.numel() * kind.itemsize
+        if shard and held + size > max_shard_bytes:
+            flush()
+            held = 0
+        # Always a copy: a gathered tensor is only valid until the generator goes on.
+        shard[name] = tensor.detach().to("cpu", kind, copy=True, memory_format=torch.contiguous_format)
+        held, total = held + size, total + size
+    if missing:
+        raise ValueError(f"{len(missing)} tensors of the model were not given: {', '.join(list(missing)[:5])}")
+    flush()
+    _name_shards(folder, shards, total)
+    return sum(torch.Size(shape).numel() for shape in shapes.values())
+
+
+def _name_shards(folder: Path, shards: list[list[str]], total_bytes: int) -> None:
+    if len(shards) == 1:
+        (folder / "shard-0").rename(folder / WEIGHTS)
+        return
+    where = {}
+    for number, names in enumerate(shards):
+        file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+        (folder / f"shard-{number}").rename(folder / file)
+        where.update(dict.fromkeys(names, file))
+    _write_json(folder / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(where.items()))})
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    """Have the disk, not only its cache, hold a file or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _card(name: str, record: Mapping[str, Any]) -> str:
+    """The model card: YAML for the Hugging Face hub, then what a person wants to know first."""
+    languages = [record[key] for key in ("source_language", "target_language") if record.get(key)]
+    facts = [("languages", " → ".join(languages)), ("parameters", f"{record['parameters']:,} ({record['dtype']})")]
+    if record.get("optimizer_step") is not None:
+        facts.append(("optimizer steps", f"{record['optimizer_step']:,}"))
+    if record.get("target_tokens") is not None:
+        facts.append(("target tokens seen", f"{record['target_tokens']:,}"))
+    if record.get("data_hash"):
+        facts.append(("training data", f"`{record['data_hash']}` (hash of the prepared data)"))
+    for metric, value in (record.get("scores") or {}).items():
+        figure = value if isinstance(value, Mapping) else {"score": value}
+        signature = f" (`{figure['signature']}`)" if figure.get("signature") else ""
+        facts.append((figure.get("name", metric), f"{figure['score']:.2f}{signature}"))
+    header = ["---", "library_name: transformers", "pipeline_tag: translation", "tags: [bmscale, translation]"]
+    if languages:
+        header.append(f"language: {json.dumps(languages)}")
+    lines = "\n".join(f"- {key}: {value}" for key, value in facts if value)
+    return "\n".join(header) + _CARD_BODY.format(name=name, facts=lines)
+
+
+_CARD_BODY = """
+---
+
+# {name}
+
+A translation model trained with bmscale.
+
+{facts}
+
+## Use
+
+One sentence a line, from this folder:
+
+```sh
+bmscale translate . < source.txt > translation.txt
+```
+
+In Python:
+
+```python
+import bmscale.model  # registers the architecture
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForSeq2SeqLM.from_pretrained(".")
+batch = tokenizer(["A sentence."], return_tensors="pt")
+print(tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True))
+```
+
+`provenance.json` says where the model comes from.
+"""
+
+# ---- opening
+
+
+def open_model_folder(path: str | Path) -> ModelFolder:
+    """Check a model folder without loading its weights.
+
+    Raises BadInput, naming the file and what to do, for a folder or file that is missing, damaged, cut short or does
+    not fit the others, and for a run folder (whose models are in RUN/model).
+    """
+    path = Path(path).expanduser()
+    _check_folder(path)
+    for name in (CONFIG, GENERATION, TOKENIZER_CONFIG, TOKENIZER_FILE, PROVENANCE):
+        if not (path / name).is_file():
+            raise BadInput(f"{path / name}: missing; a model folder must have it: copy the whole folder again")
+    provenance = _read_json(path / PROVENANCE)
+    _read_json(path / TOKENIZER_CONFIG)
+    _read_json(path / GENERATION)
+    config = _read_config(path / CONFIG)
+    _check_tokenizer(path / TOKENIZER_FILE, config, provenance)
+    weights, found = _read_weights(path)
+    shapes, aliases = _expected(config)
+    for name, shape in shapes.items():
+        if name not in found:
+            raise BadInput(f"{weights[0]}: has no tensor {name}, which {CONFIG} asks for; the two are of two models")
+        if found[name] != shape:
+            raise BadInput(f"{weights[0]}: tensor {name} must be {shape} by {CONFIG}; got {found[name]}")
+    unknown = [name for name in found if name not in shapes and name not in aliases]
+    if unknown:
+        raise BadInput(f"{weights[0]}: tensor {unknown[0]} has no place in the model of {CONFIG}; they do not fit")
+    return ModelFolder(path, config, provenance, weights)
+
+
+def load_model(
+    folder: ModelFolder | str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """The model in evaluation mode, on `device` (CPU unless given) in `dtype` (float32 unless given).
+
+    For a process of its own: under ZeRO-3, transformers would partition the weights that it loads. Raises BadInput as
+    `open_model_folder` does.
+    """
+    if not isinstance(folder, ModelFolder):
+        folder = open_model_folder(folder)
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model: PreTrainedModel = _model_class(folder.config).from_pretrained(
+            folder.path, dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True
+        )
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    return model.to(device or "cpu").eval()
+
+
+def _check_folder(path: Path) -> None:
+    if not path.exists():
+        raise BadInput(f"{path}: no such model folder{_nearest(path)}")
+    if not path.is_dir():
+        raise BadInput(f"{path}: must be a model folder; got a file{_hint(path.parent / CONFIG, path.parent)}")
+    if not (path / CONFIG).exists():
+        for candidate in (path / "model" / "best", path / "best", path / "model" / "last", path / "last"):
+            if (candidate / CONFIG).is_file():
+                raise BadInput(f"{path}: is a run folder, not a model folder; give {candidate}")
+        if (path / "run.yaml").exists():
+            raise BadInput(f"{path}: is the run folder of a training that has not written a model yet; train further")
+
+
+def _nearest(path: Path) -> str:
+    """What to look at instead of a missing folder: a name like it, or the part of the path that exists."""
+    parent = path.parent
+    if not parent.is_dir():
+        existing = next(above for above in (*parent.parents, Path(".")) if above.is_dir())
+        return f"; {existing} exists, but has no '{parent.relative_to(existing).parts[0]}'"
+    if (parent / f".{path.name}.replaced" / CONFIG).exists():
+        return f"; its writer was killed: the model is whole in {parent / f'.{path.name}.replaced'}: rename that"
+    names = [other.name for other in parent.iterdir() if other.is_dir() and not other.name.startswith(".")]
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
+    if close:
+        return f"; did you mean {parent / close[0]}?"
+    return f"; {parent} has {', '.join(sorted(names)[:8]) or 'no folders'}"
+
+
+def _hint(file: Path, folder: Path) -> str:
+    return f"; give its folder, {folder}" if file.is_file() else ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: damaged: it must be JSON ({error}); copy the folder again") from None
+    if not isinstance(value, dict):
+        raise BadInput(f"{path}: damaged: it must hold a JSON object; copy the folder again")
+    return value
+
+
+def _read_config(path: Path) -> Any:
+    model_type = _read_json(path).get("model_type")
+    try:
+        config = AutoConfig.from_pretrained(path.parent, local_files_only=True)
+    except Exception as error:  # transformers has a different exception for every kind of wrong value
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise BadInput(f"{path}: cannot be used (model_type {model_type!r}): {reason}") from None
+    if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        raise BadInput(f"{path}: model_type must be an encoder-decoder; got {model_type!r}")
+    return config
+
+
+def _check_tokenizer(path: Path, config: Any, provenance: dict[str, Any]) -> None:
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes() or b"\xff")
+    except (RuntimeError, TypeError):
+        raise BadInput(f"{path}: damaged: not a SentencePiece model; copy the folder again") from None
+    pieces = processor.get_piece_size()
+    if pieces != config.vocab_size:
+        raise BadInput(
+            f"{path}: has {pieces:,} pieces but {CONFIG} says vocab_size {config.vocab_size:,}: "
+            "it is the tokenizer of another model; put the right one here"
+        )
+    ids = (processor.bos_id(), processor.pad_id(), processor.eos_id(), processor.unk_id())
+    if ids != (BOS, PAD, EOS, UNK):
+        raise BadInput(f"{path}: <s>, <pad>, </s>, <unk> must have the ids 0, 1, 2, 3; got {ids}")
+    expected = provenance.get("tokenizer_sha256")
+    if expected is not None and _sha256(path) != expected:
+        raise BadInput(
+            f"{path}: is not the tokenizer that the model was trained with (its SHA-256 differs from {PROVENANCE}): "
+            "damaged or exchanged; copy the folder again"
+        )
+
+
+def _read_weights(folder: Path) -> tuple[tuple[Path, ...], Shapes]:
+    """The weight files of a folder and the shape of every tensor in them, from their headers."""
+    if (folder / WEIGHTS).is_file():
+        return (folder / WEIGHTS,), _read_header(folder / WEIGHTS)
+    index = folder / INDEX
+    if not index.is_file():
+        pickled = next(iter(sorted(folder.glob("*.bin"))), None)
+        hint = f"; {pickled.name} is a pickle, which is never loaded" if pickled else ": copy the whole folder again"
+        raise BadInput(f"{folder / WEIGHTS}: missing, and so is {INDEX}{hint}")
+    where = _read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
+        raise BadInput(f"{index}: damaged: weight_map must name a file for each tensor; copy the folder again")
+    files = {file: folder / file for file in sorted(set(where.values()))}
+    found: Shapes = {}
+    for file, shard in files.items():
+        if not shard.is_file() or Path(file).name != file:
+            raise BadInput(f"{shard}: missing, but {INDEX} names it; copy the whole folder again")
+        shapes = _read_header(shard)
+        lost = [name for name, place in where.items() if place == file and name not in shapes]
+        if lost:
+            raise BadInput(f"{shard}: has no tensor {lost[0]}, which {INDEX} places there; copy the folder again")
+        found.update(shapes)
+    return tuple(files.values()), found
+
+
+def _read_header(path: Path) -> Shapes:
+    """Tensor shapes of a safetensors file whose header and size agree, byte for byte."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(_LONGEST_HEADER, size - 8):
+            raise BadInput(f"{path}: damaged or cut short: {size:,} bytes with no whole header; copy it again")
+        text = file.read(length)
+    try:
+        entries = json.loads(text)
+        entries.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise BadInput(f"{path}: damaged: its header is not that of a safetensors file; copy it again") from None
+    if 8 + length + end != size:
+        raise BadInput(f"{path}: damaged or cut short: {size:,} bytes, must be {8 + length + end:,}; copy it again")
+    return shapes
+
+
+# ---- what the architecture says
+
+
+def _model_class(config: PreTrainedConfig) -> Any:
+    return MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)]
+
+
+def _longest(config: PreTrainedConfig) -> int | None:
+    """The most tokens that positions allow, None where they have no limit."""
+    return getattr(config, "max_position_embeddings", None)
+
+
+def _expected(config: PreTrainedConfig) -> tuple[Shapes, dict[str, str]]:
+    """The shape of every stored tensor of the model, and for each tied name the one that is stored."""
+    # The class itself, not from_config: under ZeRO-3 transformers would partition this model too.
+    with torch.device("meta"):
+        model = _model_class(config)(copy.deepcopy(config))
+    aliases = dict(model.all_tied_weights_keys)
+    for name, kept in aliases.items():
+        while kept in aliases:
+            kept = aliases[kept]
+        aliases[name] = kept
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in aliases}
+    return shapes, aliases

@@ -1,0 +1,1 @@
+"""Training: optimizer, schedule, training states, metrics, and the loop in train.py."""

@@ -1,0 +1,140 @@
+"""run.yaml: what a run is (its identity), what it was started with, and whether this start may go on with it."""
+
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bmscale.config import Document, validate
+from bmscale.errors import BadInput
+from bmscale.experiment import Experiment, RunFolder
+
+PACKAGES = ("bmscale", "torch", "deepspeed", "transformers", "accelerate", "sacrebleu", "sentencepiece", "numpy")
+
+
+@dataclass(frozen=True)
+class Record:
+    """The content of run.yaml."""
+
+    experiment: dict[str, Any]
+    """The resolved experiment."""
+    identity: dict[str, Any]
+    """What must stay as it is for a run to be the same run."""
+    total_steps: int
+    starts: list[dict[str, Any]]
+    """One entry a start: when, with which versions and resources."""
+
+
+def identity(experiment: Experiment, data_hash: str, model: dict[str, Any]) -> dict[str, Any]:
+    """The keys that a resumed run may not change; resources and lengths are not among them."""
+    training = experiment.training
+    return {
+        "task": experiment.task,
+        "data_hash": data_hash,
+        "model": model,
+        "training.seed": training.seed,
+        "training.tokens_per_step": training.tokens_per_step,
+        "training.optimizer": training.optimizer.model_dump(),
+        "training.label_smoothing": training.label_smoothing,
+        "training.clip_norm": training.clip_norm,
+        "training.precision": training.precision,
+    }
+
+
+def check(
+    folder: RunFolder, given: dict[str, Any], experiment: Experiment, total_steps: int, *, new_schedule: bool
+) -> bool:
+    """Whether the folder holds a run to go on with. Raises BadInput when it holds another one, naming the keys."""
+    if not folder.record.exists():
+        if folder.path.is_dir() and any(path.name not in ("log.txt", "exit.json") for path in folder.path.iterdir()):
+            raise BadInput(f"{folder.path}: is not empty and holds no run.yaml; choose another run=FOLDER or empty it")
+        return False
+    record = read(folder)
+    differences = list(_differences(record.identity, given))
+    if differences:
+        raise BadInput(
+            f"{folder.path}: holds a run of another experiment; "
+            + "; ".join(f"{key}: the run has {was!r}, now {now!r}" for key, was, now in differences)
+            + ". Choose another run=FOLDER, or give the run's own values"
+        )
+    was_schedule = record.experiment["training"]["schedule"]
+    schedule = experiment.training.schedule
+    changes_rates = was_schedule != schedule.model_dump() or (
+        schedule.depends_on_length and record.total_steps != total_steps
+    )
+    if changes_rates and not new_schedule:
+        raise BadInput(
+            f"{folder.path}: the run was planned for {record.total_steps} steps with schedule {was_schedule['type']}, "
+            f"now {total_steps} with {schedule.type}: the learning rate of steps to come would change. "
+            "Give --new-schedule if that is meant"
+        )
+    return True
+
+
+def _differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Any:
+    """(key path, old, new) of each value that is not the same."""
+    for key in dict.fromkeys([*was, *now]):
+        old, new = was.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}", old, new
+
+
+def read(folder: RunFolder) -> Record:
+    """Raises BadInput when run.yaml is missing or damaged."""
+    if not folder.record.is_file():
+        raise BadInput(f"{folder.path}: not a run folder: it has no run.yaml")
+    try:
+        values = yaml.safe_load(folder.record.read_text(encoding="utf-8"))
+        return Record(**values)
+    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{folder.record}: damaged: {error}") from None
+
+
+def read_experiment(folder: RunFolder) -> Experiment:
+    """The experiment of a run, as it was resolved then."""
+    return validate(Experiment, Document(read(folder).experiment, {(): str(folder.record)}))
+
+
+def write(
+    folder: RunFolder, experiment: Experiment, given: dict[str, Any], total_steps: int, resources: dict[str, Any]
+) -> None:
+    """Write run.yaml, or add a start to it."""
+    starts = read(folder).starts if folder.record.exists() else []
+    starts.append(
+        {"time": datetime.now(UTC).isoformat(timespec="seconds"), **resources, "git_commit": _commit(), **versions()}
+    )
+    values = {
+        "experiment": experiment.model_dump(),
+        "identity": given,
+        "total_steps": total_steps,
+        "starts": starts,
+    }
+    temporary = folder.record.with_suffix(".tmp")
+    temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    temporary.replace(folder.record)
+
+
+def versions() -> dict[str, Any]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # DeepSpeed, where it cannot be installed
+            found[package] = "absent"
+    return {"versions": found}
+
+
+def _commit() -> str | None:
+    """The commit that this code is at, None outside a clone."""
+    result = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() or None if result.returncode == 0 else None

@@ -1,0 +1,442 @@
+"""Train an experiment: `accelerate launch --config_file launch/cpu_2proc.yaml -m bmscale train CONFIG`.
+
+1. read the prepared data and plan the global steps;
+2. check the run folder: a new run, or the same one to go on with;
+3. start the ranks, build the model, load the newest training state;
+4. step by step: train, log, validate, save;
+5. leave model/best, model/last and the last state.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bmscale.data.batch import Batch, empty_batch, read_batch
+from bmscale.data.prepare import load_manifest
+from bmscale.data.shards import PairShards
+from bmscale.data.steps import StepPlan, split_step
+from bmscale.data.tokenizer import Tokenizer
+from bmscale.engine import process_group
+from bmscale.engine.engine import Engine, StepOutcome
+from bmscale.errors import BadInput, Diverged
+from bmscale.evaluation.loss import batch_loss
+from bmscale.evaluation.validation import Validation, Validator
+from bmscale.experiment import Experiment, RunFolder
+from bmscale.model import EncoderDecoderConfig, EncoderDecoderForConditionalGeneration
+from bmscale.model.flops import training_flops
+from bmscale.model.folder import write_model_folder
+from bmscale.model.init import initial_value
+from bmscale.training import checkpoint, record
+from bmscale.training.checkpoint import Standing
+from bmscale.training.metrics import Metrics, Progress, model_flops_utilisation
+from bmscale.training.optimizer import make_optimizer
+from bmscale.training.schedule import rate_factor
+
+log = logging.getLogger("bmscale")
+
+# Skipped steps in a row after which going on would only burn time: the weights themselves are then out of range.
+MOST_SKIPPED_STEPS = 20
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A prepared folder, opened."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    train: PairShards
+    valid: PairShards
+    tokenizer: Tokenizer
+
+    @classmethod
+    def open(cls, directory: str) -> "PreparedData":
+        """Raises BadInput when the folder is missing, unfinished or damaged."""
+        folder = Path(directory)
+        manifest = load_manifest(folder)
+        tokenizer = Tokenizer.load(folder / "spiece.model")
+        return cls(folder, manifest, PairShards.open(folder / "train"), PairShards.open(folder / "valid"), tokenizer)
+
+
+def train(experiment: Experiment, *, new_schedule: bool = False) -> None:
+    """Train, or go on with, the run of an experiment. Collective: every rank of the launcher calls it.
+
+    Raises BadInput for a mistake in what was given, Diverged when the loss left the finite numbers for good.
+    """
+    training, run = experiment.training, experiment.run_folder
+    data = PreparedData.open(experiment.data.directory)
+    plan = StepPlan(
+        data.train.source_lengths,
+        data.train.target_lengths,
+        seed=training.seed,
+        tokens_per_step=training.tokens_per_step,
+    )
+    total_steps = training.max_steps or plan.first_step_of_epoch(training.max_epochs or 0)
+    config = experiment.model.build(data.tokenizer.vocabulary_size)
+    _check_lengths(experiment, data, config)
+    identity = record.identity(experiment, data.manifest["data_hash"], _shape(config))
+    resumes = record.check(run, identity, experiment, total_steps, new_schedule=new_schedule)
+
+    engine = Engine(training)
+    if engine.is_main:
+        run.path.mkdir(parents=True, exist_ok=True)
+        resources = {"world_size": engine.world_size, "engine": engine.describe(), "device": _device_name(engine)}
+        record.write(run, experiment, identity, total_steps, resources)
+    build_model(engine, experiment, config)
+    loop = _Loop(experiment, engine, data, plan, config, total_steps)
+    loop.announce()
+    standing = loop.resume() if resumes else Standing()
+    loop.run_steps(standing)
+
+
+def build_model(engine: Engine, experiment: Experiment, config: EncoderDecoderConfig) -> None:
+    """Make the model of an experiment on the engine's ranks."""
+    training = experiment.training
+
+    def make_model() -> EncoderDecoderForConditionalGeneration:
+        model = EncoderDecoderForConditionalGeneration(config)
+        if training.activation_checkpointing:
+            model.activation_checkpointing_enable()
+        return model
+
+    engine.build(
+        make_model,
+        lambda name, shape: initial_value(name, shape, training.seed, config),
+        partial(make_optimizer, config=training.optimizer),
+    )
+
+
+def _shape(config: EncoderDecoderConfig) -> dict[str, Any]:
+    """The model's options without what libraries add of their own."""
+    noise = ("transformers_version", "architectures", "dtype", "_name_or_path")
+    return {key: value for key, value in config.to_diff_dict().items() if key not in noise}
+
+
+def _check_lengths(experiment: Experiment, data: PreparedData, config: EncoderDecoderConfig) -> None:
+    """Refuse before training what would fail in the middle of it."""
+    longest = int(max(data.train.source_lengths.max(), data.train.target_lengths.max()))
+    if longest > config.max_position_embeddings:
+        raise BadInput(
+            f"model.max_position_embeddings: must hold the longest training sentence, {longest} tokens; got "
+            f"{config.max_position_embeddings}. Raise it, or prepare with smaller data.max_source_tokens and "
+            "data.max_target_tokens"
+        )
+    slots = int((data.train.source_lengths + data.train.target_lengths).max())
+    if slots > experiment.training.max_micro_batch_tokens:
+        raise BadInput(
+            f"training.max_micro_batch_tokens: must hold the longest pair, {slots} tokens of source and target; got "
+            f"{experiment.training.max_micro_batch_tokens}. Raise it, or prepare with smaller data.max_source_tokens "
+            "and data.max_target_tokens"
+        )
+
+
+def _device_name(engine: Engine) -> str:
+    return torch.cuda.get_device_name() if engine.device.type == "cuda" else engine.device.type
+
+
+@dataclass(frozen=True)
+class _StepData:
+    """What one rank trains on in one global step."""
+
+    batches: list[Batch]
+    target_tokens: int
+    """Of the whole step, over all ranks."""
+    tokens: int
+    """Source and target tokens of the whole step."""
+    flops: float
+
+
+class _Loop:
+    """The run in progress: everything the steps need, nothing that a training state would have to hold."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        engine: Engine,
+        data: PreparedData,
+        plan: StepPlan,
+        config: EncoderDecoderConfig,
+        total_steps: int,
+    ) -> None:
+        self.experiment, self.engine, self.data, self.plan = experiment, engine, data, plan
+        self.config, self.total_steps = config, total_steps
+        self.run: RunFolder = experiment.run_folder
+        self.metrics = Metrics(self.run.metrics, enabled=engine.is_main)
+        self.validator = Validator(engine, data.valid, data.folder / "valid.jsonl", data.tokenizer, experiment)
+        self.loss_function = partial(batch_loss, label_smoothing=experiment.training.label_smoothing)
+
+    # -- the steps ---------------------------------------------------------------------------------------------------
+
+    def run_steps(self, standing: Standing) -> None:
+        """From `standing` to the end, or to an early stop."""
+        training, evaluation = self.experiment.training, self.experiment.evaluation
+        progress = Progress(self.total_steps, standing.data_step, enabled=self.engine.is_main)
+        window = _Window(standing)
+        skipped_in_a_row = 0
+        validated_at = saved_at = standing.data_step if standing.data_step else -1
+        for step_data in self.step_data(standing.data_step):
+            outcome = self.train_step(step_data, standing)
+            standing = replace(
+                standing.after_step(step_data.target_tokens, skipped=outcome.skipped),
+                seconds=standing.seconds + window.lap(step_data, outcome),
+            )
+            step = standing.data_step
+            skipped_in_a_row = skipped_in_a_row + 1 if outcome.skipped else 0
+            if skipped_in_a_row > MOST_SKIPPED_STEPS:
+                raise Diverged(
+                    f"step {step}: the gradient was not finite in {skipped_in_a_row} steps in a row; lower "
+                    "training.optimizer.learning_rate or lengthen training.schedule.warmup_steps"
+                )
+            progress.step(outcome.nll)
+            if step % training.log_every_steps == 0 or step == self.total_steps:
+                self.log_steps(window, standing, progress)
+                window = _Window(standing)
+            if step % evaluation.every_steps == 0:
+                standing, validated_at = self.validate(standing, progress), step
+                window = _Window(standing)
+            if step % training.save_every_steps == 0:
+                self.save(standing)
+                saved_at = step
+                window = _Window(standing)
+            if self.stops_early(standing):
+                progress.line(
+                    f"stopped early at step {step}: no better {evaluation.select} than {standing.best_value:.4f} "
+                    f"(step {standing.best_step}) in {standing.stale_validations} validations"
+                )
+                break
+        if validated_at != standing.data_step:
+            standing = self.validate(standing, progress)
+        if saved_at != standing.data_step or validated_at != standing.data_step:
+            self.save(standing)
+        progress.close()
+        self.finish(standing)
+
+    def step_data(self, first: int) -> Iterator[_StepData]:
+        """This rank's batches of the steps from `first` on, each read while the one before is trained on."""
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            waiting = None
+            for step in range(first, self.total_steps + 1):
+                upcoming = reader.submit(self._read_step, step) if step < self.total_steps else None
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = upcoming
+
+    def _read_step(self, step: int) -> _StepData:
+        shards, training = self.data.train, self.experiment.training
+        pairs = self.plan.pairs(step)
+        rounds = split_step(
+            pairs,
+            shards.source_lengths,
+            shards.target_lengths,
+            world_size=self.engine.world_size,
+            max_micro_batch_tokens=training.max_micro_batch_tokens,
+        )
+        sources, targets = shards.source_lengths[pairs], shards.target_lengths[pairs]
+        return _StepData(
+            batches=[read_batch(shards, ranks[self.engine.rank]) for ranks in rounds],
+            target_tokens=int(targets.sum()),
+            tokens=int(sources.sum() + targets.sum()),
+            flops=float(np.sum(training_flops(self.config, sources, targets))),
+        )
+
+    def train_step(self, step_data: _StepData, standing: Standing) -> StepOutcome:
+        """One optimizer step."""
+        schedule = self.experiment.training.schedule
+        return self.engine.train_step(
+            [batch.to(self.engine.device) for batch in step_data.batches],
+            self.loss_function,
+            target_tokens=step_data.target_tokens,
+            data_step=standing.data_step,
+            rate_factor=rate_factor(standing.optimizer_step, schedule, self.total_steps),
+        )
+
+    # -- around the steps --------------------------------------------------------------------------------------------
+
+    def announce(self) -> None:
+        """The first log lines: what trains on what."""
+        if not self.engine.is_main:
+            return
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.module.parameters())
+        log.info("%s: %.2fM parameters, %s", self.experiment.name, parameters / 1e6, self.engine.describe())
+        log.info(
+            "%s pairs, %s target tokens an epoch, %d steps planned (%.2f epochs)",
+            f"{len(self.data.train):,}",
+            f"{int(self.data.train.target_lengths.sum()):,}",
+            self.total_steps,
+            self.total_steps / max(1, self.plan.steps_in_epoch(0)),
+        )
+
+    def resume(self) -> Standing:
+        """Load the newest training state. Raises BadInput when the run began but left none that can be read."""
+        states = checkpoint.list_states(self.run.states)
+        if not states:
+            log.info("%s: the run has no training state yet; it starts from the beginning", self.run.path)
+            self.metrics.resume(0)
+            return Standing()
+
+        def empty_step() -> None:
+            empty = [empty_batch().to(self.engine.device)]
+            self.engine.train_step(empty, self.loss_function, target_tokens=1, data_step=0, rate_factor=0.0)
+
+        standing = checkpoint.load_state(states[-1], self.engine, empty_step)
+        self.metrics.resume(standing.data_step)
+        if self.engine.is_main:
+            log.info("resumed from %s: step %d of %d", states[-1], standing.data_step, self.total_steps)
+        return standing
+
+    def log_steps(self, window: "_Window", standing: Standing, progress: Progress) -> None:
+        """One line of metrics over the steps since the last one."""
+        memory = self.engine.memory_gib()
+        rate = self.experiment.training.optimizer.learning_rate * rate_factor(
+            max(0, standing.optimizer_step - 1), self.experiment.training.schedule, self.total_steps
+        )
+        speed = window.target_tokens / window.seconds
+        self.metrics.write(
+            {
+                "step": standing.data_step,
+                "tokens": standing.target_tokens,
+                "loss": round(window.loss, 5),
+                "nll": round(window.nll, 5),
+                "lr": rate,
+                "grad_norm": round(window.grad_norm, 5),
+                "tokens_per_second": round(speed, 1),
+                "source_and_target_tokens_per_second": round(window.tokens / window.seconds, 1),
+                "flops_per_second": round(window.flops / window.seconds),
+                "mfu": model_flops_utilisation(
+                    window.flops / window.seconds, self.engine.world_size, _device_name(self.engine)
+                ),
+                "memory_gib": memory,
+                "skipped": window.skipped,
+                "seconds": round(standing.seconds, 2),
+            }
+        )
+        progress.line(
+            f"step {standing.data_step}/{self.total_steps}  loss {window.loss:.4f}  nll {window.nll:.4f}  "
+            f"lr {rate:.2e}  grad norm {window.grad_norm:.2f}  {speed:,.0f} target tokens/s"
+            + (f"  {window.skipped} skipped" if window.skipped else "")
+        )
+
+    def validate(self, standing: Standing, progress: Progress) -> Standing:
+        """Score the model on the validation set; keep it when it is the best so far."""
+        result = self.validator.run()
+        self.metrics.write({"step": standing.data_step, "tokens": standing.target_tokens, **result.metrics()})
+        for line in result.lines(standing.data_step):
+            progress.line(line)
+        if result.better_than(standing.best_value, self.experiment.evaluation.select):
+            value = result.value(self.experiment.evaluation.select)
+            standing = replace(standing, best_value=value, best_step=standing.data_step, stale_validations=0)
+            self.write_model(self.run.best, standing, result)
+        else:
+            standing = replace(standing, stale_validations=standing.stale_validations + 1)
+        self.last_validation = result
+        return standing
+
+    def stops_early(self, standing: Standing) -> bool:
+        """Whether patience has run out."""
+        patience = self.experiment.training.early_stopping_patience
+        return patience is not None and standing.stale_validations >= patience
+
+    def save(self, standing: Standing) -> None:
+        """Write the training state."""
+        checkpoint.save_state(self.run.states, self.engine, standing, keep=self.experiment.training.keep_states)
+
+    def write_model(self, folder: Path, standing: Standing, result: Validation) -> None:
+        """Write a model folder. Collective: rank 0 writes while every rank gathers."""
+        weights = self.engine.weights()
+        if self.engine.is_main:
+            write_model_folder(
+                folder,
+                self.config,
+                weights,
+                self.data.folder / "spiece.model",
+                self.provenance(standing, result),
+                beam_size=self.experiment.evaluation.beam_size,
+                length_penalty=self.experiment.evaluation.length_penalty,
+            )
+        for _ in weights:  # the other ranks, and what rank 0 may have left
+            pass
+        process_group.barrier()
+
+    def provenance(self, standing: Standing, result: Validation) -> dict[str, Any]:
+        """Where a model comes from: all that is needed to make it again."""
+        data = self.experiment.data
+        return {
+            "experiment": self.experiment.name,
+            "task": self.experiment.task,
+            "source_language": data.source_language,
+            "target_language": data.target_language,
+            "optimizer_step": standing.optimizer_step,
+            "target_tokens": standing.target_tokens,
+            "max_source_tokens": data.max_source_tokens,
+            "seed": self.experiment.training.seed,
+            "data_hash": self.data.manifest["data_hash"],
+            "validation": {"loss": result.loss.nll, "pairs": len(self.data.valid)},
+            "scores": {f"validation {name} (greedy)": score for name, score in result.scores.items()},
+            **record.versions(),
+        }
+
+    def finish(self, standing: Standing) -> None:
+        """Write model/last and say what there is."""
+        result = getattr(self, "last_validation", None) or self.validator.run()
+        self.write_model(self.run.last, standing, result)
+        if self.engine.is_main:
+            select = self.experiment.evaluation.select
+            log.info(
+                "trained %d steps, %s target tokens in %.0f s; best %s %.4f at step %d: %s",
+                standing.data_step,
+                f"{standing.target_tokens:,}",
+                standing.seconds,
+                select,
+                math.nan if standing.best_value is None else standing.best_value,
+                standing.best_step,
+                self.run.best,
+            )
+
+
+class _Window:
+    """Sums over the steps since the last log line."""
+
+    def __init__(self, standing: Standing) -> None:
+        self._last = time.monotonic()
+        self.seconds = 1e-9
+        self.target_tokens = self.tokens = self.steps = self.skipped = 0
+        self.flops = self._loss = self._nll = self._norm = 0.0
+
+    def lap(self, step_data: _StepData, outcome: StepOutcome) -> float:
+        """Add one step; returns its wall time in seconds."""
+        now = time.monotonic()
+        elapsed, self._last = now - self._last, now
+        self.seconds += elapsed
+        self.target_tokens += step_data.target_tokens
+        self.tokens += step_data.tokens
+        self.flops += step_data.flops
+        self.steps += 1
+        self.skipped += outcome.skipped
+        if not outcome.skipped:
+            self._loss += outcome.loss * step_data.target_tokens
+            self._nll += outcome.nll * step_data.target_tokens
+            self._norm += outcome.grad_norm
+        return elapsed
+
+    @property
+    def loss(self) -> float:
+        """Smoothed loss a target token."""
+        return self._loss / max(1, self.target_tokens)
+
+    @property
+    def nll(self) -> float:
+        """Negative log-likelihood a target token."""
+        return self._nll / max(1, self.target_tokens)
+
+    @property
+    def grad_norm(self) -> float:
+        """Mean norm before clipping."""
+        return self._norm / max(1, self.steps - self.skipped)

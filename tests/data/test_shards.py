@@ -1,0 +1,115 @@
+"""Shards: what was written is read back, in any batching, and damage is noticed at open."""
+
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bmscale.data.shards import PairShards, ShardWriter
+from bmscale.errors import BadInput
+
+IDS = st.lists(st.integers(0, 99), min_size=1, max_size=9)
+
+
+def flat(pairs):
+    tokens = np.array([i for pair in pairs for side in pair for i in side], dtype=np.uint32)
+    lengths = [np.array([len(pair[side]) for pair in pairs], dtype=np.int32) for side in (0, 1)]
+    return tokens, *lengths
+
+
+@settings(max_examples=40, deadline=None)
+@given(pairs=st.lists(st.tuples(IDS, IDS), max_size=30), shard_tokens=st.integers(1, 60), batch=st.integers(1, 7))
+def test_round_trip_does_not_depend_on_batches(tmp_path_factory, pairs, shard_tokens, batch):
+    one, many = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("many")
+    with ShardWriter(one, 100, shard_tokens) as writer:
+        for source, target in pairs:
+            writer.add(source, target)
+    with ShardWriter(many, 100, shard_tokens) as writer:
+        for start in range(0, len(pairs), batch):
+            writer.add_batch(*flat(pairs[start : start + batch]))
+    shards = PairShards.open(many)
+    assert shards.index == PairShards.open(one).index  # SHA-256 of every file among them
+    assert [tuple(side.tolist() for side in shards.pair(i)) for i in range(len(shards))] == pairs
+    assert shards.source_lengths.tolist() == [len(s) for s, _ in pairs]
+    assert shards.target_lengths.tolist() == [len(t) for _, t in pairs]
+    assert shards.source_lengths.dtype == shards.target_lengths.dtype == np.int32
+    for shard in shards.index["shards"]:
+        tokens = shard["bytes"] // 2
+        assert tokens <= shard_tokens or any(len(s) + len(t) == tokens for s, t in pairs)
+
+
+@pytest.mark.parametrize(("vocabulary_size", "dtype"), [(65_536, np.uint16), (65_537, np.uint32)])
+def test_smallest_type_that_holds_the_vocabulary(tmp_path, vocabulary_size, dtype):
+    with ShardWriter(tmp_path, vocabulary_size) as writer:
+        writer.add([vocabulary_size - 1, 2], [5, 2])
+        with pytest.raises(ValueError, match="ids must be below"):
+            writer.add([vocabulary_size, 2], [2])
+        with pytest.raises(ValueError, match="lengths add up to"):
+            writer.add_batch(np.zeros(3), np.array([1], np.int32), np.array([1], np.int32))
+    source, target = PairShards.open(tmp_path).pair(0)
+    assert source.dtype == dtype
+    assert (source.tolist(), target.tolist()) == ([vocabulary_size - 1, 2], [5, 2])
+    assert not source.flags.writeable
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with ShardWriter(tmp_path, 100, shard_tokens=8) as writer:
+        for i in range(5):
+            writer.add([i, 2], [i, i, 2])
+    return tmp_path
+
+
+def test_another_process_maps_the_same_files(folder):
+    shards = PairShards.open(folder)
+    data = pickle.dumps(shards)
+    assert len(data) < 500
+    assert pickle.loads(data).pair(3)[1].tolist() == [3, 3, 2]
+    with pytest.raises(IndexError):
+        shards.pair(5)
+
+
+@pytest.mark.parametrize("name", ["tokens-00001.bin", "offsets.bin", "source_lengths.bin", "target_lengths.bin"])
+def test_truncated_and_missing_files_are_noticed(folder, name):
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BadInput, match=rf"{name}: must have .* bytes by index.json, it has"):
+        PairShards.open(folder)
+    path.unlink()
+    with pytest.raises(BadInput, match=rf"{name}: .* it is missing"):
+        PairShards.open(folder)
+
+
+def test_damaged_or_absent_index(folder):
+    path = folder / "index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps(index | {"pairs": 4}))
+    with pytest.raises(BadInput, match="do not match 4 pairs"):
+        PairShards.open(folder)
+    path.write_text(json.dumps(index | {"format": 99}))
+    with pytest.raises(BadInput, match="format must be 1, got 99"):
+        PairShards.open(folder)
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(BadInput, match="damaged index"):
+        PairShards.open(folder)
+    path.unlink()
+    with pytest.raises(BadInput, match="bmscale prepare"):
+        PairShards.open(folder)
+
+
+def test_a_failed_writer_leaves_nothing_readable(tmp_path):
+    with pytest.raises(RuntimeError), ShardWriter(tmp_path, 100) as writer:
+        writer.add([1, 2], [1, 2])
+        raise RuntimeError
+    with pytest.raises(BadInput):
+        PairShards.open(tmp_path)
+
+
+def test_reading_needs_numpy_only():
+    code = "import sys, bmscale.data.shards; print([m for m in ('torch', 'datasets', 'pyarrow', 'sentencepiece') if m in sys.modules])"  # noqa: E501
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

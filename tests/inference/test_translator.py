@@ -1,0 +1,375 @@
+"""Any line comes back as one line, the same alone and in company, and greedy search is the one that is written here."""
+
+import itertools
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM
+from transformers.utils import logging as transformers_logging
+
+from bmscale.data.tokenizer import EOS, Tokenizer, TokenizerConfig, train_tokenizer
+from bmscale.errors import BadInput
+from bmscale.inference.translator import SearchOptions, Translator, translate_ids
+from bmscale.model.config import EncoderDecoderConfig
+from bmscale.model.folder import write_model_folder
+
+SENTENCES = [f"the {a} {b} said {c} to us." for a in ("red", "big", "old", "shy") for b in ("dog", "cat", "owl", "jay")
+             for c in ("hello", "über", "words", "naïve rain")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def spiece(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "spiece.model"
+    path.write_bytes(train_tokenizer(SENTENCES, TokenizerConfig(vocabulary_size=64)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(spiece) -> Tokenizer:
+    return Tokenizer.load(spiece)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    config = EncoderDecoderConfig(
+        vocab_size=tokenizer.vocabulary_size,
+        hidden_size=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        attention_heads=2,
+        feed_forward_size=64,
+    )
+    torch.manual_seed(1)
+    model = AutoModelForSeq2SeqLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)  # large weights decide clearly, so that rounding cannot choose a token
+
+    def end_now_and_then(module, inputs, output):
+        output.logits[..., EOS] += 2.0
+
+    model.register_forward_hook(end_now_and_then)
+    return model
+
+
+@pytest.fixture(scope="module")
+def translator(model, tokenizer) -> Translator:
+    return Translator(model, tokenizer, max_source_tokens=40)
+
+
+@pytest.fixture(scope="module")
+def sources(tokenizer) -> list[list[int]]:
+    """Sources of many lengths, in no order of length."""
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(1, 24, (30,), generator=generator).tolist()
+    return [[*torch.randint(4, tokenizer.vocabulary_size, (n,), generator=generator).tolist(), EOS] for n in lengths]
+
+
+GREEDY = SearchOptions(beam_size=1)
+
+
+@torch.no_grad()
+def greedy(model, source: list[int], limit: int) -> list[int]:
+    """Greedy search without cache, batch or padding: the most likely token until </s> or the limit."""
+    target = [EOS]
+    for _ in range(limit - 1):
+        logits = model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([target])).logits
+        token = int(logits[0, -1].argmax())
+        if token == EOS:
+            break
+        target.append(token)
+    return target[1:]
+
+
+def test_beam_one_is_the_plain_greedy_loop(model, sources):
+    expected = [greedy(model, source, GREEDY.longest_target(len(source))) for source in sources]
+    assert translate_ids(model, sources, GREEDY) == expected
+    assert len({len(target) for target in expected}) > 3
+    limited = [len(t) == GREEDY.longest_target(len(s)) - 1 for s, t in zip(sources, expected, strict=True)]
+    assert any(limited)
+    assert not all(limited)
+
+
+@torch.no_grad()
+def log_probability(model, source: list[int], target: list[int]) -> float:
+    inputs, labels = torch.tensor([[EOS, *target]]), torch.tensor([*target, EOS])
+    logits = model(input_ids=torch.tensor([source]), decoder_input_ids=inputs).logits[0]
+    return float(logits.log_softmax(-1)[torch.arange(len(labels)), labels].sum())
+
+
+def test_a_wide_beam_finds_the_best_of_all_short_translations(model, tokenizer, sources):
+    """With at most two tokens and </s>, every translation can be listed."""
+    vocabulary = tokenizer.vocabulary_size
+    options = SearchOptions(beam_size=vocabulary, length_penalty=1.0, max_length_ratio=0, max_length_extra=3)
+    for source in sources[:2]:
+        every = [[], *([a] for a in range(vocabulary)), *([a, b] for a in range(vocabulary) for b in range(vocabulary))]
+        every = [list(target) for target in every if EOS not in target]
+        candidates = [target for target in every if len(target) < 2]
+        singles = {target[0]: log_probability(model, source, target) for target in candidates if target}
+        likely = sorted(singles, key=lambda token: -singles[token])[:12]
+        candidates += [list(pair) for pair in itertools.product(likely, range(vocabulary)) if EOS not in pair]
+        best = max(candidates, key=lambda target: log_probability(model, source, target) / (len(target) + 1))
+        found = translate_ids(model, [source], options)[0]
+        reached = log_probability(model, source, found) / (len(found) + 1)
+        assert reached >= log_probability(model, source, best) / (len(best) + 1) - 1e-4
+
+
+def test_a_beam_is_at_least_as_likely_as_greedy_search(model, sources):
+    beams = translate_ids(model, sources, SearchOptions(beam_size=6, length_penalty=0.0))
+    greedily = translate_ids(model, sources, GREEDY)
+    gains = [log_probability(model, s, b) - log_probability(model, s, g) for s, b, g in zip(
+        sources, beams, greedily, strict=True)]  # fmt: skip
+    assert sum(gains) > 1
+    assert beams != greedily
+
+
+def test_the_length_penalty_favours_long_translations(model, sources):
+    lengths = [
+        sum(map(len, translate_ids(model, sources, SearchOptions(beam_size=4, length_penalty=penalty))))
+        for penalty in (-1.0, 0.0, 1.0, 3.0)
+    ]
+    assert lengths == sorted(lengths)
+    assert lengths[0] < lengths[-1]
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_a_translation_does_not_depend_on_its_batch(model, sources, beam_size):
+    together = translate_ids(model, sources, SearchOptions(beam_size=beam_size, max_batch_tokens=100_000))
+    few = translate_ids(model, sources, SearchOptions(beam_size=beam_size, max_batch_tokens=60 * beam_size))
+    alone = [translate_ids(model, [source], SearchOptions(beam_size=beam_size))[0] for source in sources]
+    backwards = translate_ids(model, sources[::-1], SearchOptions(beam_size=beam_size))[::-1]
+    assert together == few == alone == backwards
+
+
+def test_no_batch_is_larger_than_asked(model, sources, monkeypatch):
+    widths = []
+    generate = model.generate
+
+    def spy(input_ids, **options):
+        widths.append(input_ids.numel())
+        return generate(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(model, "generate", spy)
+    translate_ids(model, sources, SearchOptions(beam_size=2, max_batch_tokens=120))
+    assert max(widths) <= 60
+    assert len(widths) < len(sources)
+    assert sum(widths) < 1.5 * sum(map(len, sources))
+
+
+def test_every_translation_ends_within_its_limit(model, sources):
+    def never_end(module, inputs, output):
+        output.logits[..., EOS] = -1e4
+
+    handle = model.register_forward_hook(never_end)
+    try:
+        for beam_size in (1, 3):
+            options = SearchOptions(beam_size=beam_size, max_length_ratio=1.5, max_length_extra=2)
+            for source, target in zip(sources, translate_ids(model, sources, options), strict=True):
+                assert len(target) == int(1.5 * len(source)) + 2 - 1  # </s> is counted too
+    finally:
+        handle.remove()
+
+
+def test_the_mode_of_the_module_and_empty_sources_are_kept(model, sources):
+    model.train()
+    try:
+        results = translate_ids(model, [[EOS], sources[0], []], GREEDY)
+        assert model.training
+    finally:
+        model.eval()
+    assert results == [[], translate_ids(model, [sources[0]], GREEDY)[0], []]
+    assert translate_ids(model, []) == []
+
+
+def test_synced_without_other_ranks_changes_nothing(model, sources):
+    assert translate_ids(model, sources, GREEDY, synced=True) == translate_ids(model, sources, GREEDY)
+
+
+def _rank(rank: int, file: str, model, sources, queue) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    forwards = 0
+
+    def count(module, inputs):
+        nonlocal forwards
+        forwards += 1
+
+    model.register_forward_pre_hook(count)
+    mine = sources if rank == 0 else sources[:1]
+    result = translate_ids(model, mine, SearchOptions(beam_size=1, max_batch_tokens=80), synced=True)
+    queue.put((rank, forwards, result))
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_with_different_work_make_the_same_number_of_forwards(model, sources, tmp_path):
+    """Under ZeRO-3 each forward is a collective: a rank with one forward more waits for ever."""
+    plain = AutoModelForSeq2SeqLM.from_config(model.config).eval()  # hooks of the fixture cannot be sent
+    plain.load_state_dict(model.state_dict())
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    workers = [
+        context.Process(target=_rank, args=(rank, str(tmp_path / "store"), plain, sources, queue)) for rank in (0, 1)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(90)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    (_, forwards, all_of_them), (_, same, one) = sorted(queue.get() for _ in workers)
+    assert forwards == same
+    assert all_of_them[:1] == one
+    assert all_of_them == translate_ids(plain, sources, SearchOptions(beam_size=1))
+
+
+ODD_LINES = [
+    "the red dog said hello to us.",
+    "",
+    "   \t ",
+    "\x00\x01\x07",
+    "line\nbreaks\r\ninside\u2028one",
+    "half a pair \ud83d and \udcff",
+    "emoji 🙂 👩‍👩‍👧",
+    "日本語",
+    "</s> <pad> <s>",
+    "cat",
+]
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_any_line_survives_in_its_place(translator, beam_size):
+    translations = translator.translate(ODD_LINES, beam_size=beam_size)
+    assert len(translations) == len(ODD_LINES)
+    assert translations[1:4] == ["", "", ""]
+    for line, translation in zip(ODD_LINES, translations, strict=True):
+        assert len(translation.splitlines()) <= 1
+        assert translator.translate([line], beam_size=beam_size) == [translation]
+
+
+def test_texts_are_normalised_as_in_training(translator):
+    texts = ["the  u\u0308ber\u00a0dog ", "the über dog"]
+    assert len(set(translator.translate(texts, beam_size=1))) == 1
+
+
+def spy_on_sources(translator, monkeypatch) -> list[list[int]]:
+    seen: list[list[int]] = []
+
+    def search(model, sources, options):
+        seen.extend(sources)
+        return sources  # the identity as a translation: what was split must come together again
+
+    monkeypatch.setattr("bmscale.inference.translator.translate_ids", search)
+    return seen
+
+
+LONG_LINES = {
+    "sentences": " ".join(SENTENCES),
+    "words": "the big red dog " * 2500,
+    "one word": "dogcatowl" * 300,
+    "abbreviations": "the dog. " * 200,
+    "no letters": "." * 1000,
+}
+
+
+@pytest.mark.parametrize("name", LONG_LINES)
+def test_a_long_line_is_split_and_joined(translator, monkeypatch, name):
+    seen = spy_on_sources(translator, monkeypatch)
+    line = LONG_LINES[name]
+    (joined,) = translator.translate([line])
+    assert joined.replace(" ", "") == line.replace(" ", "")
+    if name != "one word":
+        assert joined == line.strip() or name == "no letters"
+    assert max(map(len, seen)) <= 40
+    assert all(source[-1] == EOS for source in seen)
+
+
+def test_sentences_are_split_at_their_ends(translator, tokenizer, monkeypatch):
+    seen = spy_on_sources(translator, monkeypatch)
+    translator.translate(["the red dog said hello. \"the cat said words!\" the old owl said 3.5 to us? hello to us."])
+    assert [tokenizer.decode(source).replace(" ⁇ ", "?") for source in seen] == [
+        "the red dog said hello.", '?the cat said words!?', "the old owl said?.?to us?", "hello to us.",
+    ] or len(seen) == 4  # fmt: skip
+
+
+def test_a_line_that_fits_is_not_split(translator, monkeypatch):
+    seen = spy_on_sources(translator, monkeypatch)
+    translator.translate(["the dog. the cat."])
+    assert len(seen) == 1
+
+
+def test_scripts_without_spaces_are_joined_without_spaces(model, tokenizer, monkeypatch):
+    translator = Translator(model, tokenizer, max_source_tokens=8, target_language="zh_CN")
+    spy_on_sources(translator, monkeypatch)
+    assert translator.translate(["dog.dog.dog. cat"]) == ["dog.dog.dog.cat"]
+
+
+def test_a_ten_thousand_word_line_is_translated(translator):
+    (translation,) = translator.translate(["the big red dog " * 2500], beam_size=1, max_length_ratio=0.2)
+    assert len(translation) > 1000
+
+
+def test_a_stream_keeps_order_and_reads_no_further_than_its_chunk(translator):
+    read = 0
+
+    def endless():
+        nonlocal read
+        for read in itertools.count(1):
+            yield f"{ODD_LINES[read % len(ODD_LINES)]}\n"
+
+    lines = [f"{ODD_LINES[number % len(ODD_LINES)]}\n" for number in range(1, 11)]
+    stream = translator.translate_stream(endless(), chunk_lines=4, beam_size=1)
+    assert list(itertools.islice(stream, 10)) == translator.translate(lines, beam_size=1)
+    assert read == 12
+    # A chunk also ends by characters, so that long lines cannot fill the memory.
+    assert len(next(translator.translate_stream(endless(), chunk_characters=1, beam_size=1))) >= 0
+    assert read == 1
+    assert list(translator.translate_stream([], chunk_lines=4)) == []
+    assert len(list(translator.translate_stream(["cat", "dog", "cat"], chunk_lines=2, beam_size=1))) == 3
+
+
+def test_from_pretrained_opens_a_folder_and_warns_of_nothing(model, spiece, translator, tmp_path, capfd):
+    provenance = {"max_source_tokens": 40, "target_language": "de"}
+    write_model_folder(tmp_path / "m", model.config, model.named_parameters(), spiece, provenance)
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_warning()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            opened = Translator.from_pretrained(tmp_path / "m", device="cpu")
+            opened.translate(ODD_LINES, beam_size=1)
+            opened.translate(ODD_LINES, beam_size=2, length_penalty=0.6)
+    finally:
+        transformers_logging.set_verbosity(before)
+    assert opened.max_source_tokens == 40
+    assert next(opened.model.parameters()).dtype == torch.float32
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beam_size": 0}, "beam_size: must be a whole number of at least 1; got 0"),
+        ({"beam_size": 2.5}, "beam_size: must be a whole number"),
+        ({"beam_size": True}, "beam_size: must be a whole number"),
+        ({"max_batch_tokens": 0}, "max_batch_tokens: must be a whole number of at least 1; got 0"),
+        ({"max_length_extra": -1}, "max_length_extra: must be"),
+        ({"length_penalty": float("nan")}, "length_penalty: must be a finite number; got nan"),
+        ({"length_penalty": "1"}, "length_penalty: must be a finite number"),
+        ({"max_length_ratio": -1.0}, "max_length_ratio: must be 0 or more"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(translator, options, message):
+    with pytest.raises(BadInput, match=message):
+        translator.translate(["cat"], **options)
+
+
+def test_other_mistakes_are_refused(translator, model, tokenizer):
+    with pytest.raises(BadInput, match="got one string"):
+        translator.translate("cat")
+    with pytest.raises(BadInput, match="chunk_lines"):
+        next(translator.translate_stream(["cat"], chunk_lines=0))
+    with pytest.raises(BadInput, match="max_source_tokens: must be at least 2"):
+        Translator(model, tokenizer, max_source_tokens=1)
+    with pytest.raises(BadInput, match="device: 'gpu' cannot be used"):
+        Translator.from_pretrained("x", device="gpu")

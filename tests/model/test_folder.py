@@ -1,0 +1,337 @@
+"""A model folder comes back as it was written, is never seen half written, and says which of its files is damaged."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
+
+from bmscale.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from bmscale.errors import BadInput
+from bmscale.model.config import EncoderDecoderConfig
+from bmscale.model.folder import load_model, open_model_folder, write_model_folder
+
+SENTENCES = [f"the {a} {b} said über {c} <br> </p>." for a in ("red", "big", "old") for b in ("dog", "cat", "owl", "jay")
+             for c in ("Äpfel", "stones", "words", "naïve rain")]  # fmt: skip
+PROVENANCE = {
+    "source_language": "en",
+    "target_language": "de",
+    "data_hash": "0123abcd",
+    "optimizer_step": 1200,
+    "scores": {"bleu": {"name": "BLEU", "score": 21.5, "signature": "nrefs:1|case:mixed"}, "loss": 2.25},
+}
+ODD_TEXTS = [
+    "the red dog said",
+    "  two  spaces   and a tab\tand an end ",
+    "",
+    "Äpfel über naïve",
+    "emoji 🙂👩‍👩‍👧 flag 🇩🇪",
+    "literal </s> <pad> <unk> <s> in the middle</s>",
+    "▁ underline ▁▁ of SentencePiece",
+    "日本語 and Ελληνικά",
+    bytes(range(1, 256)).decode("latin-1"),
+    b"\xff\xfe broken \x80 bytes".decode("utf-8", "replace"),
+    "½ ™ ﬁ combining e\u0301 nbsp\u00a0zero\u200bwidth",
+]
+
+
+def small_config(vocabulary_size: int, **options) -> EncoderDecoderConfig:
+    return EncoderDecoderConfig(vocab_size=vocabulary_size, **{**SHAPE, **options})
+
+
+SHAPE = {
+    "hidden_size": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "attention_heads": 2,
+    "feed_forward_size": 64,
+}
+
+
+def random_model(config):
+    torch.manual_seed(0)
+    model = AutoModelForSeq2SeqLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    return model
+
+
+@pytest.fixture(scope="module", params=["unigram", "bpe"])
+def spiece(request, tmp_path_factory) -> Path:
+    """A small tokenizer of each kind; bpe spells unknown characters in bytes."""
+    size = 80 if request.param == "unigram" else 330
+    path = tmp_path_factory.mktemp(request.param) / "tokenizer.model"
+    path.write_bytes(train_tokenizer(SENTENCES, TokenizerConfig(type=request.param, vocabulary_size=size)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(spiece):
+    return random_model(small_config(Tokenizer.load(spiece).vocabulary_size))
+
+
+@pytest.fixture(scope="module")
+def written(spiece, model, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "best"
+    write_model_folder(path, model.config, model.named_parameters(), spiece, PROVENANCE)
+    return path
+
+
+@pytest.fixture
+def folder(written, tmp_path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(written, tmp_path / "best"))
+
+
+def same_weights(left, right) -> bool:
+    a, b = left.state_dict(), right.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_round_trip_gives_the_same_weights_and_logits(written, model):
+    folder = open_model_folder(written)
+    assert folder.provenance["data_hash"] == "0123abcd"
+    assert folder.provenance["parameters"] == sum(p.numel() for p in model.parameters())
+    loaded = load_model(folder)
+    assert same_weights(loaded, model)
+    assert not loaded.training
+    batch = {"input_ids": torch.tensor([[5, 6, 7, 2]]), "decoder_input_ids": torch.tensor([[2, 8, 9]])}
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits, rtol=0, atol=0)
+
+
+def test_the_layout_is_the_contract(written):
+    assert sorted(path.name for path in written.iterdir()) == [
+        "README.md", "config.json", "generation_config.json", "model.safetensors", "provenance.json", "spiece.model",
+        "tokenizer_config.json",
+    ]  # fmt: skip
+    with safe_open(written / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    generation = GenerationConfig.from_pretrained(written)
+    assert (generation.num_beams, generation.length_penalty, generation.decoder_start_token_id) == (5, 1.0, 2)
+    assert (generation.bos_token_id, generation.pad_token_id, generation.eos_token_id) == (0, 1, 2)
+    assert json.loads((written / "config.json").read_text())["architectures"] == [
+        "EncoderDecoderForConditionalGeneration"
+    ]
+
+
+def test_the_card_says_what_the_model_is_and_how_to_use_it(written):
+    card = (written / "README.md").read_text()
+    for text in ("en → de", "`0123abcd`", "1,200", "BLEU: 21.50 (`nrefs:1|case:mixed`)", "loss: 2.25",
+                 "bmscale translate", "AutoModelForSeq2SeqLM.from_pretrained", 'language: ["en", "de"]'):  # fmt: skip
+        assert text in card
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_several_shards_and_tied_weights(spiece, tied, tmp_path):
+    model = random_model(small_config(Tokenizer.load(spiece).vocabulary_size, tie_word_embeddings=tied))
+    # As a state dictionary gives them: every tied weight under each of its names.
+    names = list(model.state_dict())
+    write_model_folder(tmp_path / "m", model.config, iter(model.state_dict().items()), spiece, {}, max_shard_bytes=9000)
+    shards = sorted(tmp_path.glob("m/model-*-of-*.safetensors"))
+    assert len(shards) > 2
+    assert shards[-1].name == f"model-{len(shards):05}-of-{len(shards):05}.safetensors"
+    stored = [name for shard in shards for name in load_file(shard)]
+    assert len(stored) == len(set(stored))
+    assert len(stored) == len(list(model.parameters()))
+    assert (len(stored) < len(names)) == tied
+    assert same_weights(load_model(tmp_path / "m"), model)
+    assert same_weights(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "m"), model)
+
+
+def test_any_name_of_a_tied_weight_will_do(spiece, model, tmp_path):
+    state = dict(reversed(model.state_dict().items()))
+    write_model_folder(tmp_path / "m", model.config, iter(state.items()), spiece, {})
+    assert same_weights(load_model(tmp_path / "m"), model)
+
+
+def test_a_tensor_is_copied_before_the_next_is_asked_for(spiece, model, tmp_path):
+    def gathered():
+        for name, parameter in model.named_parameters():
+            buffer = parameter.detach().clone()
+            yield name, buffer
+            buffer.fill_(torch.nan)  # a gathered tensor is gone once its block is left
+
+    write_model_folder(tmp_path / "m", model.config, gathered(), spiece, {})
+    assert same_weights(load_model(tmp_path / "m"), model)
+
+
+def test_weights_can_be_stored_and_loaded_in_another_dtype(spiece, model, tmp_path):
+    write_model_folder(tmp_path / "m", model.config, model.named_parameters(), spiece, {}, dtype=torch.bfloat16)
+    stored = load_file(tmp_path / "m" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert {p.dtype for p in load_model(tmp_path / "m").parameters()} == {torch.float32}
+    assert {p.dtype for p in load_model(tmp_path / "m", dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+
+
+def test_wrong_tensors_leave_the_old_folder_alone(folder, spiece, model):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    tensors = list(model.named_parameters())
+    name, tensor = tensors[-1]
+    for wrong, message in (
+        (tensors[:-1], "1 tensors of the model were not given"),
+        ([*tensors, ("extra.weight", tensor)], "no such tensor"),
+        ([*tensors[:-1], (name, torch.zeros(3, 3, 3))], f"tensor {name}"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_model_folder(folder, model.config, iter(wrong), spiece, {})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert os.listdir(folder.parent) == [folder.name]
+
+
+def test_replacing_keeps_the_old_folder_whole_to_the_end(folder, spiece, model):
+    (folder / "left-over.bin").write_bytes(b"")
+    (folder.parent / ".best.writing").mkdir()  # a write that was killed
+    seen = []
+
+    def tensors():
+        for name, parameter in model.named_parameters():
+            seen.append(open_model_folder(folder).provenance["data_hash"])
+            yield name, parameter
+
+    write_model_folder(folder, model.config, tensors(), spiece, {"data_hash": "new"})
+    assert set(seen) == {"0123abcd"}
+    assert open_model_folder(folder).provenance["data_hash"] == "new"
+    assert not (folder / "left-over.bin").exists()
+    assert os.listdir(folder.parent) == [folder.name]
+
+
+FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "spiece.model", "provenance.json"]
+
+
+@pytest.mark.parametrize("name", [*FILES, "model.safetensors"])
+@pytest.mark.parametrize("damage", ["removed", "emptied", "cut", "garbled"])
+def test_a_damaged_file_is_named(folder, name, damage):
+    path = folder / name
+    data = path.read_bytes()
+    changed = {"emptied": b"", "cut": data[: len(data) * 2 // 3], "garbled": b"\xf7" * 64 + data[64:]}
+    path.unlink() if damage == "removed" else path.write_bytes(changed[damage])
+    with pytest.raises(BadInput, match=name.replace(".", r"\.")) as error:
+        load_model(folder)
+    assert "copy" in str(error.value) or "give" in str(error.value)
+
+
+@pytest.mark.parametrize("change", ["removed", "cut", "index"])
+def test_a_damaged_shard_is_named(spiece, model, tmp_path, change):
+    folder = tmp_path / "m"
+    write_model_folder(folder, model.config, model.named_parameters(), spiece, {}, max_shard_bytes=9000)
+    shard = sorted(folder.glob("model-*"))[1]
+    if change == "removed":
+        shard.unlink()
+    elif change == "cut":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    else:
+        shard = folder / "model.safetensors.index.json"
+        shard.write_text('{"weight_map": {}}')
+    with pytest.raises(BadInput, match=shard.name):
+        open_model_folder(folder)
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_files_of_two_models_are_told_apart(folder, model):
+    vocabulary = model.config.vocab_size
+    edit(folder / "config.json", vocab_size=vocabulary + 8)
+    with pytest.raises(BadInput, match=rf"spiece\.model: has {vocabulary} pieces .* vocab_size {vocabulary + 8}"):
+        open_model_folder(folder)
+    edit(folder / "config.json", vocab_size=vocabulary, encoder_layers=2)
+    with pytest.raises(BadInput, match=r"model\.safetensors: has no tensor .*encoder.*1"):
+        open_model_folder(folder)
+    edit(folder / "config.json", encoder_layers=1, feed_forward_size=128)
+    with pytest.raises(BadInput, match=r"model\.safetensors: tensor .* must be \(\d*128"):
+        open_model_folder(folder)
+    edit(folder / "config.json", feed_forward_size=64)
+    open_model_folder(folder)
+    edit(folder / "config.json", model_type="bert")
+    with pytest.raises(BadInput, match=r"config\.json: model_type must be an encoder-decoder; got 'bert'"):
+        open_model_folder(folder)
+    edit(folder / "config.json", model_type="nonsense")
+    with pytest.raises(BadInput, match=r"config\.json: cannot be used \(model_type 'nonsense'\)"):
+        open_model_folder(folder)
+
+
+def test_an_exchanged_tokenizer_of_the_same_size_is_found(folder, spiece):
+    kind = "unigram" if Tokenizer.load(spiece).vocabulary_size == 80 else "bpe"
+    size = Tokenizer.load(spiece).vocabulary_size
+    other = train_tokenizer([text.upper() for text in SENTENCES], TokenizerConfig(type=kind, vocabulary_size=size))
+    (folder / "spiece.model").write_bytes(other)
+    with pytest.raises(BadInput, match=r"spiece\.model: is not the tokenizer that the model was trained with"):
+        open_model_folder(folder)
+
+
+def test_a_pickle_is_not_loaded(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(BadInput, match=r"pytorch_model\.bin is a pickle, which is never loaded"):
+        open_model_folder(folder)
+
+
+def test_a_missing_folder_names_the_nearest(folder):
+    with pytest.raises(BadInput, match=r"no such model folder; did you mean .*best\?"):
+        open_model_folder(folder.parent / "bset")
+    with pytest.raises(BadInput, match=r"exists, but has no 'runs'"):
+        open_model_folder(folder.parent / "runs" / "x" / "model" / "best")
+    with pytest.raises(BadInput, match=r"got a file; give its folder"):
+        open_model_folder(folder / "model.safetensors")
+    folder.rename(folder.parent / ".best.replaced")
+    with pytest.raises(BadInput, match=r"its writer was killed: the model is whole in .*\.best\.replaced"):
+        open_model_folder(folder)
+
+
+def test_a_run_folder_leads_to_its_model(folder, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.yaml").write_text("name: x\n")
+    with pytest.raises(BadInput, match="has not written a model yet"):
+        open_model_folder(run)
+    shutil.copytree(folder, run / "model" / "best")
+    for given in (run, run / "model"):
+        with pytest.raises(BadInput, match=r"is a run folder, not a model folder; give .*run/model/best"):
+            open_model_folder(given)
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_auto_tokenizer_gives_the_ids_of_sentencepiece(written, text):
+    ours, theirs = Tokenizer.load(written / "spiece.model"), AutoTokenizer.from_pretrained(written)
+    assert theirs(text).input_ids == ours.encode(text)
+    assert theirs(text_target=text).input_ids == ours.encode(text)
+    assert theirs.decode(ours.encode(text), skip_special_tokens=True) == ours.decode(ours.encode(text)).replace(
+        " ⁇ ", ""
+    )
+
+
+def test_auto_tokenizer_pads_and_keeps_the_special_ids(written):
+    tokenizer = AutoTokenizer.from_pretrained(written)
+    ids = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    assert ids == (0, 1, 2, 3)
+    assert len(tokenizer) == json.loads((written / "config.json").read_text())["vocab_size"]
+    batch = tokenizer(["the dog", "the red dog said words"], padding=True, return_tensors="pt")
+    assert batch.input_ids[0, -1] == 1
+    assert batch.attention_mask[0].sum() == len(Tokenizer.load(written / "spiece.model").encode("the dog"))
+    assert tokenizer.decode([5, 2]).endswith("</s>")
+
+
+def test_a_tokenizer_saved_by_transformers_opens_again(written, tmp_path):
+    AutoTokenizer.from_pretrained(written).save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path, config=AutoModelForSeq2SeqLM.from_pretrained(written).config)
+    assert again("über </s>").input_ids == Tokenizer.load(written / "spiece.model").encode("über </s>")
+
+
+def test_the_card_s_python_works_in_a_fresh_process_without_network(written):
+    card = (written / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0].replace('"A sentence."', '"the red dog"')
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=written, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("['")
