@@ -275,8 +275,8 @@ def urls_differ(source: str, target: str) -> bool:
 def _sites(text: str) -> set[str]:
     if "://" not in text and "@" not in text and "www." not in text.lower():
         return set()
-    hosts = (host or mail for host, mail in _ADDRESS.findall(text))
-    return {".".join(host.lower().rstrip(".,:;!").split(":")[0].split(".")[-2:-1]) or host for host in hosts}
+    hosts = [(host or mail).lower().split(":")[0].rstrip(".,;!") for host, mail in _ADDRESS.findall(text)]
+    return {host.split(".")[-2] if "." in host else host for host in hosts}
 
 
 class Cleaner:

@@ -38,7 +38,7 @@ class SearchOptions:
     max_length_ratio: float = 3.0
     """A translation has at most this many tokens for each token of its source …"""
     max_length_extra: int = 10
-    """… and so many more; at that length the search is made to end."""
+    """… and so many more, or as many as the model has positions; at that length the search is made to end."""
 
     def __post_init__(self) -> None:
         for name, least in (("beam_size", 1), ("max_batch_tokens", 1), ("max_length_extra", 1)):
@@ -88,6 +88,7 @@ def translate_ids(
     batches goes along on a batch of one </s>.
     """
     options = options or SearchOptions()
+    synced = synced and torch.distributed.is_available() and torch.distributed.is_initialized()
     results: list[list[int]] = [[] for _ in sources]
     wanted = [index for index, source in enumerate(sources) if any(token != EOS for token in source)]
     batches = _batches(wanted, sources, options)
@@ -118,8 +119,6 @@ def _batches(wanted: list[int], sources: Sequence[Sequence[int]], options: Searc
 
 
 def _most_of_all_ranks(count: int, device: torch.device) -> int:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return count
     most = torch.tensor(count, device=device)
     torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
     return int(most)
@@ -133,7 +132,7 @@ def _search(model: Any, sources: list[Sequence[int]], options: SearchOptions, sy
     for row, source in enumerate(sources):
         source_BS[row, : len(source)] = torch.tensor(source)
         real_BS[row, : len(source)] = 1
-    limits = [options.longest_target(len(source)) for source in sources]
+    limits = [min(options.longest_target(len(s)), model.config.max_position_embeddings) for s in sources]
     limits_R = torch.tensor(limits, device=model.device).repeat_interleave(options.beam_size)
     config = GenerationConfig(
         num_beams=options.beam_size,
@@ -191,9 +190,10 @@ class Translator:
     ) -> "Translator":
         """Open a model folder; `device` is a GPU where there is one, `dtype` float32 unless given.
 
-        A line of more than `max_source_tokens` is split: what the folder's provenance gives under that key (the
-        longest source of training), else 256, and never more than the model has positions. Raises BadInput for a
-        folder that is damaged or a device that is not there.
+        A line of more than `max_source_tokens` tokens is split. It is by default what the folder's provenance gives
+        under that key (the longest source of training), else 256, and never more than the model has positions.
+
+        Raises BadInput for a folder that is damaged or a device that is not there.
         """
         place = _device(device)
         if not isinstance(folder, ModelFolder):
@@ -201,11 +201,10 @@ class Translator:
         tokenizer = Tokenizer.load(folder.tokenizer)
         model = load_model(folder, place, dtype)
         longest = max_source_tokens or folder.provenance.get("max_source_tokens") or 256
-        positions = getattr(folder.config, "max_position_embeddings", None)
         return cls(
             model,
             tokenizer,
-            max_source_tokens=min(longest, positions or longest),
+            max_source_tokens=min(longest, folder.config.max_position_embeddings),
             target_language=folder.provenance.get("target_language"),
         )
 

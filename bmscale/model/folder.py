@@ -123,7 +123,7 @@ def _write_configs(
     config.architectures = [_model_class(config).__name__]
     config.dtype = dtype
     config.save_pretrained(folder)
-    longest = _longest(config)
+    longest = config.max_position_embeddings
     GenerationConfig(
         bos_token_id=BOS,
         pad_token_id=PAD,
@@ -132,7 +132,7 @@ def _write_configs(
         num_beams=beam_size,
         length_penalty=length_penalty,
         # transformers' default is 20 tokens, which would cut most sentences.
-        max_length=longest or 512,
+        max_length=longest,
     ).save_pretrained(folder)
     _write_json(folder / TOKENIZER_CONFIG, tokenizer_config(longest))
 
@@ -440,11 +440,6 @@ def _read_header(path: Path) -> Shapes:
 
 def _model_class(config: PreTrainedConfig) -> Any:
     return MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)]
-
-
-def _longest(config: PreTrainedConfig) -> int | None:
-    """The most tokens that positions allow, None where they have no limit."""
-    return getattr(config, "max_position_embeddings", None)
 
 
 def _expected(config: PreTrainedConfig) -> tuple[Shapes, dict[str, str]]:

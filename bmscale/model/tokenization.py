@@ -6,9 +6,10 @@ ids come from the SentencePiece library in every case, so they are those that th
 
 from typing import Any
 
-from bmscale.model.config import EncoderDecoderConfig
 from transformers import AutoTokenizer
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+
+from bmscale.model.config import EncoderDecoderConfig
 
 TOKENIZER_FILE = "spiece.model"
 
@@ -49,9 +50,9 @@ class BmscaleTokenizer(SentencePieceBackend):
         return text + str(self.sp_model.decode(ordinary))
 
 
-def tokenizer_config(max_length: int | None) -> dict[str, Any]:
-    """The content of `tokenizer_config.json`; `max_length` is in tokens, None where positions have no limit."""
-    config: dict[str, Any] = {
+def tokenizer_config(max_length: int) -> dict[str, Any]:
+    """The content of `tokenizer_config.json`; `max_length` is in tokens, </s> counted."""
+    return {
         "tokenizer_class": BmscaleTokenizer.__name__,
         "bos_token": "<s>",
         "pad_token": "<pad>",
@@ -61,10 +62,8 @@ def tokenizer_config(max_length: int | None) -> dict[str, Any]:
         "special_tokens_pattern": "eos",
         "clean_up_tokenization_spaces": False,
         "padding_side": "right",
+        "model_max_length": max_length,
     }
-    if max_length is not None:
-        config["model_max_length"] = max_length
-    return config
 
 
 AutoTokenizer.register(EncoderDecoderConfig, tokenizer_class=BmscaleTokenizer, exist_ok=True)

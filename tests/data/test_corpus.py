@@ -93,7 +93,11 @@ def test_input_files(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("x.tsv", b"a\tb\nonly one\n", r"x\.tsv:2: a row must have at least 2 tab-separated columns, got 1: 'only one'"),
+        (
+            "x.tsv",
+            b"a\tb\nonly one\n",
+            r"x\.tsv:2: a row must have at least 2 tab-separated columns, got 1: 'only one'",
+        ),
         ("x.tsv", b"a\tb\nc\t\xff\n", r"x\.tsv:2: text must be UTF-8, byte 3 of the line is 0xff"),
         ("x.tsv", b"", r"x\.tsv: a corpus must hold at least one pair, this one is empty"),
         ("x.jsonl", b'{"en": "a", "de": "b"}\n{"en": \n', r"x\.jsonl:2: .*does not parse"),

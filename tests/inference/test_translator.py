@@ -1,6 +1,9 @@
 """Any line comes back as one line, the same alone and in company, and greedy search is the one that is written here."""
 
 import itertools
+import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,16 +16,23 @@ from bmscale.data.tokenizer import EOS, Tokenizer, TokenizerConfig, train_tokeni
 from bmscale.errors import BadInput
 from bmscale.inference.translator import SearchOptions, Translator, translate_ids
 from bmscale.model.config import EncoderDecoderConfig
-from bmscale.model.folder import write_model_folder
+from bmscale.model.folder import load_model, write_model_folder
 
-SENTENCES = [f"the {a} {b} said {c} to us." for a in ("red", "big", "old", "shy") for b in ("dog", "cat", "owl", "jay")
-             for c in ("hello", "über", "words", "naïve rain")]  # fmt: skip
+TEXT = """the old fisherman rowed across the quiet lake before sunrise. nobody knew where the letters came from.
+she counted seventeen boats near the broken bridge. my neighbour keeps bees, hens and one stubborn goat.
+bring warm clothes, since the mountain huts are cold at night. we missed the train, so we walked home singing.
+a narrow path leads through the forest to the mill. the baker sold his last loaf to a travelling doctor.
+children were painting yellow fish on the garden wall. please answer every question in your own words.
+the museum shows clocks, maps and forgotten machines. her brother repairs violins in a small workshop.
+after the storm they found glass, rope and driftwood. der Bäcker verkauft über Ostern süße Brötchen.
+the judge listened, made notes and said nothing at all. jeden Morgen hört man Vögel zwischen den Häusern."""
+SENTENCES = [f"{sentence}." for sentence in TEXT.replace("\n", " ").rstrip(".").split(". ")]
 
 
 @pytest.fixture(scope="module")
 def spiece(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "spiece.model"
-    path.write_bytes(train_tokenizer(SENTENCES, TokenizerConfig(vocabulary_size=64)))
+    path.write_bytes(train_tokenizer(SENTENCES, TokenizerConfig(vocabulary_size=120)))
     return path
 
 
@@ -36,10 +46,11 @@ def model(tokenizer):
     config = EncoderDecoderConfig(
         vocab_size=tokenizer.vocabulary_size,
         hidden_size=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        attention_heads=2,
-        feed_forward_size=64,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        tie_word_embeddings=False,  # a tied random model repeats its input for ever
     )
     torch.manual_seed(1)
     model = AutoModelForSeq2SeqLM.from_config(config).eval()
@@ -48,7 +59,7 @@ def model(tokenizer):
             parameter.normal_(std=0.5)  # large weights decide clearly, so that rounding cannot choose a token
 
     def end_now_and_then(module, inputs, output):
-        output.logits[..., EOS] += 2.0
+        output.logits[..., EOS] = output.logits[..., 10] + 3.0
 
     model.register_forward_hook(end_now_and_then)
     return model
@@ -93,27 +104,29 @@ def test_beam_one_is_the_plain_greedy_loop(model, sources):
 
 
 @torch.no_grad()
+def log_probabilities(model, source: list[int], targets: list[list[int]]) -> list[float]:
+    """Of each target with its </s>; the targets are of one length."""
+    labels_BT = torch.tensor([[*target, EOS] for target in targets])
+    inputs_BT = torch.tensor([[EOS, *target] for target in targets])
+    logits = model(input_ids=torch.tensor([source] * len(targets)), decoder_input_ids=inputs_BT).logits
+    return logits.log_softmax(-1).gather(-1, labels_BT[..., None]).sum((1, 2)).tolist()
+
+
 def log_probability(model, source: list[int], target: list[int]) -> float:
-    inputs, labels = torch.tensor([[EOS, *target]]), torch.tensor([*target, EOS])
-    logits = model(input_ids=torch.tensor([source]), decoder_input_ids=inputs).logits[0]
-    return float(logits.log_softmax(-1)[torch.arange(len(labels)), labels].sum())
+    return log_probabilities(model, source, [target])[0]
 
 
 def test_a_wide_beam_finds_the_best_of_all_short_translations(model, tokenizer, sources):
-    """With at most two tokens and </s>, every translation can be listed."""
-    vocabulary = tokenizer.vocabulary_size
-    options = SearchOptions(beam_size=vocabulary, length_penalty=1.0, max_length_ratio=0, max_length_extra=3)
-    for source in sources[:2]:
-        every = [[], *([a] for a in range(vocabulary)), *([a, b] for a in range(vocabulary) for b in range(vocabulary))]
-        every = [list(target) for target in every if EOS not in target]
-        candidates = [target for target in every if len(target) < 2]
-        singles = {target[0]: log_probability(model, source, target) for target in candidates if target}
-        likely = sorted(singles, key=lambda token: -singles[token])[:12]
-        candidates += [list(pair) for pair in itertools.product(likely, range(vocabulary)) if EOS not in pair]
-        best = max(candidates, key=lambda target: log_probability(model, source, target) / (len(target) + 1))
+    """With at most one token and </s>, every translation can be listed, and a beam of V keeps them all."""
+    words = [token for token in range(tokenizer.vocabulary_size) if token != EOS]
+    options = SearchOptions(beam_size=len(words) + 1, max_length_ratio=0, max_length_extra=2)
+    for source in sources[:8]:
+        best = -torch.inf
+        for length in range(2):
+            targets = [list(target) for target in itertools.product(words, repeat=length)]
+            best = max(best, max(log_probabilities(model, source, targets)) / (length + 1))
         found = translate_ids(model, [source], options)[0]
-        reached = log_probability(model, source, found) / (len(found) + 1)
-        assert reached >= log_probability(model, source, best) / (len(best) + 1) - 1e-4
+        assert log_probability(model, source, found) / (len(found) + 1) == pytest.approx(best, abs=1e-4)
 
 
 def test_a_beam_is_at_least_as_likely_as_greedy_search(model, sources):
@@ -187,40 +200,40 @@ def test_synced_without_other_ranks_changes_nothing(model, sources):
     assert translate_ids(model, sources, GREEDY, synced=True) == translate_ids(model, sources, GREEDY)
 
 
-def _rank(rank: int, file: str, model, sources, queue) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    forwards = 0
-
-    def count(module, inputs):
-        nonlocal forwards
-        forwards += 1
-
-    model.register_forward_pre_hook(count)
-    mine = sources if rank == 0 else sources[:1]
-    result = translate_ids(model, mine, SearchOptions(beam_size=1, max_batch_tokens=80), synced=True)
-    queue.put((rank, forwards, result))
-    torch.distributed.destroy_process_group()
+RANK = """
+import json, sys, torch
+from bmscale.inference.translator import SearchOptions, translate_ids
+from bmscale.model.folder import load_model
+folder, store, rank, sources = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
+torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+model, forwards = load_model(folder), []
+model.register_forward_pre_hook(lambda *_: forwards.append(1))
+found = translate_ids(model, sources, SearchOptions(beam_size=1, max_batch_tokens=80), synced=True)
+print(json.dumps([len(forwards), found]))
+torch.distributed.destroy_process_group()
+"""
 
 
-def test_ranks_with_different_work_make_the_same_number_of_forwards(model, sources, tmp_path):
+def test_ranks_with_different_work_make_the_same_number_of_forwards(model, spiece, sources, tmp_path):
     """Under ZeRO-3 each forward is a collective: a rank with one forward more waits for ever."""
-    plain = AutoModelForSeq2SeqLM.from_config(model.config).eval()  # hooks of the fixture cannot be sent
-    plain.load_state_dict(model.state_dict())
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    workers = [
-        context.Process(target=_rank, args=(rank, str(tmp_path / "store"), plain, sources, queue)) for rank in (0, 1)
+    write_model_folder(tmp_path / "m", model.config, model.named_parameters(), spiece, {})
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, tmp_path / "m", tmp_path / "store", str(rank), json.dumps(work)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank, work in enumerate((sources, sources[:1]))
     ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(90)
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    (_, forwards, all_of_them), (_, same, one) = sorted(queue.get() for _ in workers)
+    try:
+        answers = [json.loads(rank.communicate(timeout=100)[0]) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    (forwards, all_of_them), (same, one) = answers
     assert forwards == same
     assert all_of_them[:1] == one
-    assert all_of_them == translate_ids(plain, sources, SearchOptions(beam_size=1))
+    assert all_of_them == translate_ids(load_model(tmp_path / "m"), sources, GREEDY)
 
 
 ODD_LINES = [
@@ -286,7 +299,7 @@ def test_a_long_line_is_split_and_joined(translator, monkeypatch, name):
 
 def test_sentences_are_split_at_their_ends(translator, tokenizer, monkeypatch):
     seen = spy_on_sources(translator, monkeypatch)
-    translator.translate(["the red dog said hello. \"the cat said words!\" the old owl said 3.5 to us? hello to us."])
+    translator.translate(['the red dog said hello. "the cat said words!" the old owl said 3.5 to us? hello to us.'])
     assert [tokenizer.decode(source).replace(" ⁇ ", "?") for source in seen] == [
         "the red dog said hello.", '?the cat said words!?', "the old owl said?.?to us?", "hello to us.",
     ] or len(seen) == 4  # fmt: skip

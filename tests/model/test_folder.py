@@ -18,8 +18,15 @@ from bmscale.errors import BadInput
 from bmscale.model.config import EncoderDecoderConfig
 from bmscale.model.folder import load_model, open_model_folder, write_model_folder
 
-SENTENCES = [f"the {a} {b} said über {c} <br> </p>." for a in ("red", "big", "old") for b in ("dog", "cat", "owl", "jay")
-             for c in ("Äpfel", "stones", "words", "naïve rain")]  # fmt: skip
+TEXT = """the old fisherman rowed across the quiet lake before sunrise. nobody knew where the letters came from.
+she counted seventeen boats near the broken bridge. my neighbour keeps bees, hens and one stubborn goat.
+bring warm clothes, since the mountain huts are cold at night. we missed the train, so we walked home singing.
+a narrow path leads through the forest to the mill. the baker sold his last loaf to a travelling doctor.
+children were painting yellow fish on the garden wall. please answer every question in your own words.
+the museum shows clocks, maps and forgotten machines. her brother repairs violins in a small workshop.
+after the storm they found glass, rope and driftwood. der Bäcker verkauft über Ostern süße Brötchen.
+the judge listened, made notes and said nothing at all. jeden Morgen hört man Vögel zwischen den Häusern."""
+SENTENCES = [f"{sentence}." for sentence in TEXT.replace("\n", " ").rstrip(".").split(". ")]
 PROVENANCE = {
     "source_language": "en",
     "target_language": "de",
@@ -41,18 +48,17 @@ ODD_TEXTS = [
     "½ ™ ﬁ combining e\u0301 nbsp\u00a0zero\u200bwidth",
 ]
 
+SHAPE = {
+    "hidden_size": 32,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+
 
 def small_config(vocabulary_size: int, **options) -> EncoderDecoderConfig:
     return EncoderDecoderConfig(vocab_size=vocabulary_size, **{**SHAPE, **options})
-
-
-SHAPE = {
-    "hidden_size": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "attention_heads": 2,
-    "feed_forward_size": 64,
-}
 
 
 def random_model(config):
@@ -64,13 +70,26 @@ def random_model(config):
     return model
 
 
-@pytest.fixture(scope="module", params=["unigram", "bpe"])
-def spiece(request, tmp_path_factory) -> Path:
-    """A small tokenizer of each kind; bpe spells unknown characters in bytes."""
-    size = 80 if request.param == "unigram" else 330
-    path = tmp_path_factory.mktemp(request.param) / "tokenizer.model"
-    path.write_bytes(train_tokenizer(SENTENCES, TokenizerConfig(type=request.param, vocabulary_size=size)))
+def tokenizer_file(kind: str, folder: Path) -> Path:
+    size = 120 if kind == "unigram" else 350
+    path = folder / "tokenizer.model"
+    path.write_bytes(train_tokenizer(SENTENCES, TokenizerConfig(type=kind, vocabulary_size=size)))
     return path
+
+
+@pytest.fixture(scope="module")
+def spiece(tmp_path_factory) -> Path:
+    return tokenizer_file("unigram", tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module", params=["unigram", "bpe"])
+def of_each_kind(request, tmp_path_factory) -> Path:
+    """A model folder with a tokenizer of each kind; bpe spells unknown characters in bytes."""
+    folder = tmp_path_factory.mktemp(request.param)
+    spiece = tokenizer_file(request.param, folder)
+    model = random_model(small_config(Tokenizer.load(spiece).vocabulary_size))
+    write_model_folder(folder / "m", model.config, model.named_parameters(), spiece, {})
+    return folder / "m"
 
 
 @pytest.fixture(scope="module")
@@ -244,13 +263,13 @@ def test_files_of_two_models_are_told_apart(folder, model):
     edit(folder / "config.json", vocab_size=vocabulary + 8)
     with pytest.raises(BadInput, match=rf"spiece\.model: has {vocabulary} pieces .* vocab_size {vocabulary + 8}"):
         open_model_folder(folder)
-    edit(folder / "config.json", vocab_size=vocabulary, encoder_layers=2)
+    edit(folder / "config.json", vocab_size=vocabulary, num_encoder_layers=2)
     with pytest.raises(BadInput, match=r"model\.safetensors: has no tensor .*encoder.*1"):
         open_model_folder(folder)
-    edit(folder / "config.json", encoder_layers=1, feed_forward_size=128)
+    edit(folder / "config.json", num_encoder_layers=1, intermediate_size=128)
     with pytest.raises(BadInput, match=r"model\.safetensors: tensor .* must be \(\d*128"):
         open_model_folder(folder)
-    edit(folder / "config.json", feed_forward_size=64)
+    edit(folder / "config.json", intermediate_size=64)
     open_model_folder(folder)
     edit(folder / "config.json", model_type="bert")
     with pytest.raises(BadInput, match=r"config\.json: model_type must be an encoder-decoder; got 'bert'"):
@@ -261,9 +280,8 @@ def test_files_of_two_models_are_told_apart(folder, model):
 
 
 def test_an_exchanged_tokenizer_of_the_same_size_is_found(folder, spiece):
-    kind = "unigram" if Tokenizer.load(spiece).vocabulary_size == 80 else "bpe"
-    size = Tokenizer.load(spiece).vocabulary_size
-    other = train_tokenizer([text.upper() for text in SENTENCES], TokenizerConfig(type=kind, vocabulary_size=size))
+    config = TokenizerConfig(vocabulary_size=Tokenizer.load(spiece).vocabulary_size)
+    other = train_tokenizer([text[::-1] for text in SENTENCES], config)
     (folder / "spiece.model").write_bytes(other)
     with pytest.raises(BadInput, match=r"spiece\.model: is not the tokenizer that the model was trained with"):
         open_model_folder(folder)
@@ -300,30 +318,29 @@ def test_a_run_folder_leads_to_its_model(folder, tmp_path):
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
-def test_auto_tokenizer_gives_the_ids_of_sentencepiece(written, text):
-    ours, theirs = Tokenizer.load(written / "spiece.model"), AutoTokenizer.from_pretrained(written)
+def test_auto_tokenizer_gives_the_ids_of_sentencepiece(of_each_kind, text):
+    ours, theirs = Tokenizer.load(of_each_kind / "spiece.model"), AutoTokenizer.from_pretrained(of_each_kind)
     assert theirs(text).input_ids == ours.encode(text)
     assert theirs(text_target=text).input_ids == ours.encode(text)
-    assert theirs.decode(ours.encode(text), skip_special_tokens=True) == ours.decode(ours.encode(text)).replace(
-        " ⁇ ", ""
-    )
+    ids = [i for i in ours.encode(text) if i != 3]  # transformers counts <unk> among the special tokens
+    assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids)
 
 
-def test_auto_tokenizer_pads_and_keeps_the_special_ids(written):
-    tokenizer = AutoTokenizer.from_pretrained(written)
+def test_auto_tokenizer_pads_and_keeps_the_special_ids(of_each_kind):
+    tokenizer = AutoTokenizer.from_pretrained(of_each_kind)
     ids = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
     assert ids == (0, 1, 2, 3)
-    assert len(tokenizer) == json.loads((written / "config.json").read_text())["vocab_size"]
+    assert len(tokenizer) == json.loads((of_each_kind / "config.json").read_text())["vocab_size"]
     batch = tokenizer(["the dog", "the red dog said words"], padding=True, return_tensors="pt")
     assert batch.input_ids[0, -1] == 1
-    assert batch.attention_mask[0].sum() == len(Tokenizer.load(written / "spiece.model").encode("the dog"))
+    assert batch.attention_mask[0].sum() == len(Tokenizer.load(of_each_kind / "spiece.model").encode("the dog"))
     assert tokenizer.decode([5, 2]).endswith("</s>")
 
 
-def test_a_tokenizer_saved_by_transformers_opens_again(written, tmp_path):
-    AutoTokenizer.from_pretrained(written).save_pretrained(tmp_path)
-    again = AutoTokenizer.from_pretrained(tmp_path, config=AutoModelForSeq2SeqLM.from_pretrained(written).config)
-    assert again("über </s>").input_ids == Tokenizer.load(written / "spiece.model").encode("über </s>")
+def test_a_tokenizer_saved_by_transformers_opens_again(of_each_kind, tmp_path):
+    AutoTokenizer.from_pretrained(of_each_kind).save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path, config=AutoModelForSeq2SeqLM.from_pretrained(of_each_kind).config)
+    assert again("über </s>").input_ids == Tokenizer.load(of_each_kind / "spiece.model").encode("über </s>")
 
 
 def test_the_card_s_python_works_in_a_fresh_process_without_network(written):

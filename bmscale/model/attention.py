@@ -1,0 +1,137 @@
+"""Multi-head attention with shared key heads, over the library's kernels and caches.
+
+Shape letters: see bmscale/model/transformer.py. G is the number of key and value heads.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache, EncoderDecoderCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from bmscale.model.config import TransformerConfig
+from bmscale.model.init import mark_residual_output
+from bmscale.model.norms import RMSNorm
+from bmscale.model.positions import Rotation, rotate
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float = 1.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, for the weights themselves and as the reference for the fused kernels.
+
+    query is (B, H, T, K), key and value (B, G, S, K), the mask is added to the scores (B, H, T, S).
+    Returns (B, T, H, K) and the weights (B, H, T, S).
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    score_BHTS = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        score_BHTS = score_BHTS + attention_mask
+    # Softmax in bf16 loses the tail of long rows.
+    weight_BHTS = score_BHTS.softmax(dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(value.dtype)
+    weight_BHTS = nn.functional.dropout(weight_BHTS, p=dropout, training=module.training)
+    return (weight_BHTS @ value).transpose(1, 2).contiguous(), weight_BHTS
+
+
+class Attention(nn.Module):
+    """What self-attention and cross-attention share: projections and the call into the chosen kernel."""
+
+    def __init__(self, config: TransformerConfig, layer: int, *, is_causal: bool, branches: int) -> None:
+        """`layer` is the index in the cache; `branches` the number of residual branches of the stack."""
+        super().__init__()
+        self.config, self.layer_idx, self.is_causal = config, layer, is_causal
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = config.attention_scale * config.head_dim**-0.5
+        query_width = config.num_attention_heads * config.head_dim
+        key_width = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=config.bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=config.bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=config.bias)
+        self.o_proj = mark_residual_output(nn.Linear(query_width, config.hidden_size, bias=config.bias), branches)
+
+    def heads(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        """(B, S, heads x K) as (B, S, heads, K)."""
+        return x_BSD.unflatten(-1, (-1, self.head_dim))
+
+    def attend(
+        self,
+        query_BHTK: torch.Tensor,
+        key_BGSK: torch.Tensor,
+        value_BGSK: torch.Tensor,
+        mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Kernel and output projection: (B, T, D) and, from the eager kernel only, the weights (B, H, T, S)."""
+        kernel = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        # `is_causal` is read from the module: a None mask in the decoder still means causal.
+        heads_BTHK, weights = kernel(
+            self, query_BHTK, key_BGSK, value_BGSK, mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(heads_BTHK.flatten(2)), weights
+
+
+class SelfAttention(Attention):
+    """Tokens of one sequence look at each other; positions enter here when they are rotary."""
+
+    def __init__(self, config: TransformerConfig, layer: int, *, is_causal: bool, branches: int) -> None:
+        super().__init__(config, layer, is_causal=is_causal, branches=branches)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+
+    def forward(
+        self,
+        x_BTD: torch.Tensor,
+        tables: Rotation | None,
+        mask: torch.Tensor | None,
+        cache: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`mask` is what transformers.masking_utils makes for the kernel; None hides nothing but the future."""
+        query, key, value = self.heads(self.q_proj(x_BTD)), self.heads(self.k_proj(x_BTD)), self.heads(self.v_proj(x_BTD))
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        if tables is not None:
+            query, key = rotate(query, tables), rotate(key, tables)
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        return self.attend(query, key, value, mask, **kwargs)
+
+
+class CrossAttention(Attention):
+    """Target tokens look at the source; its keys and values are the same at every step of generation."""
+
+    def __init__(self, config: TransformerConfig, layer: int, *, branches: int) -> None:
+        super().__init__(config, layer, is_causal=False, branches=branches)
+
+    def forward(
+        self,
+        x_BTD: torch.Tensor,
+        source_BSD: torch.Tensor,
+        mask: torch.Tensor | None,
+        cache: EncoderDecoderCache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`mask` hides padding of the source; None hides nothing."""
+        query = self.heads(self.q_proj(x_BTD)).transpose(1, 2)
+        if cache is not None and cache.is_updated.get(self.layer_idx):
+            kept = cache.cross_attention_cache.layers[self.layer_idx]
+            return self.attend(query, kept.keys, kept.values, mask, **kwargs)
+        key = self.heads(self.k_proj(source_BSD)).transpose(1, 2)
+        value = self.heads(self.v_proj(source_BSD)).transpose(1, 2)
+        if cache is not None:
+            key, value = cache.cross_attention_cache.update(key, value, self.layer_idx)
+            cache.is_updated[self.layer_idx] = True
+        return self.attend(query, key, value, mask, **kwargs)

@@ -1,0 +1,198 @@
+"""What a bmscale model is made of, and the presets that choose among it.
+
+`TransformerConfig` holds the options of the block family; `EncoderDecoderConfig` adds the two stacks. Both are
+transformers configurations: they are saved as config.json and checked when they are made.
+"""
+
+import types
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+GATED = ("swiglu", "geglu")
+"""The feed-forward kinds with three matrices: gate, up and down."""
+
+
+@strict
+class TransformerConfig(PreTrainedConfig):
+    """Options of one pre-norm block family, shared by every architecture over it."""
+
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - transformers' own spelling of a class setting
+
+    vocab_size: int = 32_000
+    """Pieces of the (joint) vocabulary, V."""
+    hidden_size: int = 512
+    """Width of the residual stream, D."""
+    num_attention_heads: int = 8
+    """Query heads of an attention, H."""
+    num_key_value_heads: int | None = None
+    """Key and value heads: H is multi-head attention, 1 multi-query, between them grouped (Ainslie 2023). None: H."""
+    head_dim: int | None = None
+    """Width of one head, K; free of D. None: D / H."""
+    intermediate_size: int | None = None
+    """Width of the feed-forward layer, F. None: 4 D, or 8/3 D (same parameters, Shazeer 2020) where it is gated,
+    rounded up to a multiple of 64 (256 from D = 1024 on)."""
+    norm: Literal["rms_norm", "layer_norm"] = "rms_norm"
+    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba 2016), before each sub-layer and after each stack."""
+    sandwich_norm: bool = False
+    """A second norm behind each sub-layer, before the residual addition (Ding 2021; Gemma 2)."""
+    norm_eps: float | int = 1e-6
+    """Added to the mean square (or variance) under the root."""
+    positions: Literal["rope", "sinusoid"] = "rope"
+    """Rotary positions in self-attention (Su 2021), or sinusoids added to the embeddings (Vaswani 2017)."""
+    rope_theta: float | int = 10_000.0
+    """Base of the rotary wavelengths, which grow from 2 pi to 2 pi theta positions."""
+    feed_forward: Literal["swiglu", "geglu", "gelu", "relu"] = "swiglu"
+    """Gated by SiLU or by tanh-approximated GELU (Shazeer 2020), or plain with exact GELU or ReLU."""
+    bias: bool = False
+    """Biases on every projection of attention and feed-forward; the head never has one."""
+    qk_norm: bool = False
+    """RMSNorm over each query and key head of self-attention, before the rotation (Qwen3). Never in cross-attention:
+    CTranslate2 computes that wrongly."""
+    tie_word_embeddings: bool = True
+    """One V x D matrix for every embedding and the head (Press and Wolf 2017)."""
+    scale_embeddings: bool = False
+    """Multiply embeddings by sqrt(D) (Vaswani 2017)."""
+    dropout: float | int = 0.0
+    """Probability with which an element of the embedding or of a residual branch is dropped while training."""
+    attention_dropout: float | int = 0.0
+    """Probability with which an attention weight is dropped while training."""
+    embedding_scale: float | int = 1.0
+    """Multiplies embeddings, besides sqrt(D) where that is on."""
+    attention_scale: float | int = 1.0
+    """Multiplies attention scores, besides K^-1/2."""
+    residual_scale: float | int = 1.0
+    """Multiplies each residual branch before it is added."""
+    logit_scale: float | int = 1.0
+    """Multiplies logits."""
+    max_position_embeddings: int = 1024
+    """The longest sequence, in pieces, that the model is meant to read or generate. No table ends there: positions are
+    computed, so longer input runs and is the caller's risk."""
+    use_cache: bool = True
+    """Keep keys and values while generating."""
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 2
+    unk_token_id: int | None = 3
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
+        if self.head_dim is None and self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads == 0:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.intermediate_size is None:
+            self.intermediate_size = default_intermediate_size(self.hidden_size, self.feed_forward)
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self) -> None:
+        """Called by transformers when a configuration is made or saved. Raises ValueError."""
+        self._check_signs()
+        if self.head_dim is None:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads where head_dim is not given; got hidden_size "
+                f"{self.hidden_size} and num_attention_heads {self.num_attention_heads}"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads must divide num_attention_heads; got {self.num_key_value_heads} and "
+                f"{self.num_attention_heads}"
+            )
+        if self.positions == "rope" and self.head_dim % 2:
+            raise ValueError(f"head_dim must be even with positions: rope; got {self.head_dim}")
+        if self.positions == "sinusoid" and (self.hidden_size % 2 or self.hidden_size < 4):
+            raise ValueError(
+                f"hidden_size must be even and at least 4 with positions: sinusoid; got {self.hidden_size}"
+            )
+
+    def _check_signs(self) -> None:
+        for name, value in self.to_dict().items():
+            if name in _POSITIVE and value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0; got {value}")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name)}")
+
+
+@strict
+class EncoderDecoderConfig(TransformerConfig):
+    """An encoder and a decoder of the same width over one vocabulary."""
+
+    model_type = "bmscale_encoder_decoder"
+    # The generation cache is the decoder's and asks for its depth under the library's name.
+    attribute_map = {"num_hidden_layers": "num_decoder_layers"}  # noqa: RUF012
+
+    num_encoder_layers: int = 6
+    """Blocks of the encoder."""
+    num_decoder_layers: int = 6
+    """Blocks of the decoder, each with a cross-attention."""
+    is_encoder_decoder: bool = True
+    decoder_start_token_id: int | None = 2
+
+
+_POSITIVE = frozenset(
+    "vocab_size hidden_size num_attention_heads num_key_value_heads head_dim intermediate_size num_encoder_layers "
+    "num_decoder_layers norm_eps rope_theta embedding_scale attention_scale residual_scale logit_scale "
+    "max_position_embeddings".split()
+)
+
+# What the experiment does not choose: the tokenizer does, or the architecture.
+_NOT_OPTIONS = frozenset(
+    "vocab_size use_cache pad_token_id bos_token_id eos_token_id unk_token_id decoder_start_token_id "
+    "is_encoder_decoder".split()
+)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Pre-norm RMSNorm, RoPE, SwiGLU, no bias, tied embeddings.
+    "modern": {
+        "norm": "rms_norm",
+        "positions": "rope",
+        "feed_forward": "swiglu",
+        "bias": False,
+        "tie_word_embeddings": True,
+    },
+    # The options of T5Gemma, to whose layout it exports.
+    "gemma": {
+        "norm": "rms_norm",
+        "sandwich_norm": True,
+        "positions": "rope",
+        "feed_forward": "geglu",
+        "bias": False,
+        "tie_word_embeddings": True,
+        "scale_embeddings": True,
+    },
+    # Vaswani 2017 with the norms in front, as fairseq and M2M100 have it, to whose layout it exports.
+    "vanilla": {
+        "norm": "layer_norm",
+        "norm_eps": 1e-5,
+        "positions": "sinusoid",
+        "feed_forward": "relu",
+        "bias": True,
+        "tie_word_embeddings": True,
+        "scale_embeddings": True,
+    },
+}
+"""Named sets of options, chosen by where the model can be served."""
+
+
+def default_intermediate_size(hidden_size: int, feed_forward: str) -> int:
+    """The width F that gives gated and plain feed-forward layers of width D about the same 8 D^2 parameters."""
+    exact = -(-8 * hidden_size // 3) if feed_forward in GATED else 4 * hidden_size
+    multiple = 256 if hidden_size >= 1024 else 64  # what matrix units like
+    return -(-exact // multiple) * multiple
+
+
+def option_types() -> dict[str, Any]:
+    """The options that an experiment may set, by name, with their types (`int | None` is given as `int`)."""
+    found: dict[str, Any] = {}
+    for owner in (TransformerConfig, EncoderDecoderConfig):
+        hints = get_type_hints(owner)
+        found |= {name: _plain(hints[name]) for name in owner.__annotations__ if name not in _NOT_OPTIONS}
+    return found
+
+
+def _plain(annotation: Any) -> Any:
+    """`float | int` as float and `int | None` as int: what a configuration file has to satisfy."""
+    if get_origin(annotation) not in (Union, types.UnionType):
+        return annotation
+    members = [member for member in get_args(annotation) if member is not type(None)]
+    return float if float in members else members[0]

@@ -1,0 +1,334 @@
+"""`prepare`: the same bytes whatever the workers and the format, nothing half-done, nothing lost by accident."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from bmscale.data import prepare as module
+from bmscale.data.clean import RULES, normalise
+from bmscale.data.prepare import DataConfig, format_report, load_manifest, prepare
+from bmscale.data.shards import PairShards
+from bmscale.data.tokenizer import Tokenizer
+from bmscale.errors import BadInput, BmscaleError
+
+VALID = [("a  valid\u00a0source", " Ein  gültiges Ziel "), ("", "leer"), ("12", "99"), ("twice", "zweimal")] + [
+    ("twice", "zweimal")
+]
+
+
+def make_pairs(count=600, seed=0):
+    draw = random.Random(seed)
+    words = ["".join(draw.choices("abcdefghiklmnoprstuw", k=draw.randint(2, 8))) for _ in range(200)]
+    return [(" ".join(draw.choices(words, k=8)), " ".join(draw.choices(words, k=8))) for _ in range(count)]
+
+
+def write_tsv(path, pairs):
+    path.write_text("".join(f"{s}\t{t}\n" for s, t in pairs), encoding="utf-8", newline="")
+    return str(path)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return {
+        "directory": str(tmp_path / "data"),
+        "source_language": "en",
+        "target_language": "de",
+        "train": write_tsv(tmp_path / "train.tsv", make_pairs()),
+        "valid": write_tsv(tmp_path / "valid.tsv", VALID),
+        "tokenizer": {"vocabulary_size": 150},
+    }
+
+
+def contents(folder):
+    """Every file but the manifest, which holds times and paths."""
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != "manifest.json")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def test_shards_hold_the_text(settings):
+    manifest = prepare(DataConfig(**settings), workers=1)
+    folder = Path(settings["directory"])
+    assert load_manifest(folder) == manifest
+    tokenizer = Tokenizer.load(folder / "spiece.model")
+    train = PairShards.open(folder / "train")
+    texts = [tuple(tokenizer.decode(side) for side in train.pair(i)) for i in range(len(train))]
+    assert texts == make_pairs()
+    assert all(side[-1] == 2 for side in train.pair(0))
+    split = manifest["splits"]["train"]
+    assert split["source_tokens"] == train.source_lengths.sum()
+    assert split["target_tokens"] == train.target_lengths.sum()
+    characters = sum(len(s) for s, _ in make_pairs())
+    per_token = characters / (split["source_tokens"] - len(train))
+    assert split["source_characters_per_token"] == pytest.approx(per_token, abs=1e-4)
+
+
+def test_validation_is_neither_cleaned_nor_changed(settings):
+    manifest = prepare(DataConfig(**settings), workers=1)
+    folder = Path(settings["directory"])
+    rows = [json.loads(line) for line in (folder / "valid.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
+    assert [(row["source"], row["target"]) for row in rows] == VALID
+    valid = PairShards.open(folder / "valid")
+    tokenizer = Tokenizer.load(folder / "spiece.model")
+    assert manifest["splits"]["valid"]["pairs_kept"] == len(valid) == len(VALID)
+    encoded = [tuple(tokenizer.encode(normalise(side)) for side in pair) for pair in VALID]
+    assert [tuple(side.tolist() for side in valid.pair(i)) for i in range(len(valid))] == encoded
+    unknown = sum(side.count(3) for pair in encoded for side in pair)
+    pieces = sum(len(side) - 1 for pair in encoded for side in pair)
+    assert unknown
+    assert manifest["splits"]["valid"]["unk_rate"] == pytest.approx(unknown / pieces, abs=1e-8)
+
+
+def test_rules_are_counted(settings, tmp_path):
+    good = make_pairs()
+    bad = [("", "x"), good[5], ("same text", "same text"), (f"{good[0][0]} 35", f"{good[0][1]} 80"), good[6]]
+    long = (" ".join(["abc"] * 40), " ".join(["cba"] * 40))
+    write_tsv(tmp_path / "train.tsv", [*good, *bad, long])
+    manifest = prepare(DataConfig(**settings, max_source_tokens=60, max_target_tokens=60), workers=1)
+    counts = {rule: entry["pairs"] for rule, entry in manifest["dropped"].items() if entry["pairs"]}
+    assert counts == {"empty": 1, "duplicate": 2, "identical": 1, "digits_mismatch": 1, "too_many_tokens": 1}
+    train = manifest["splits"]["train"]
+    assert (train["pairs_read"], train["pairs_kept"]) == (606, 600)
+    assert manifest["dropped"]["too_many_tokens"]["samples"] == [list(long)]
+    lines = format_report(manifest).split("\n")
+    assert [line.split()[0] for line in lines] == ["rule", *RULES, "kept", "read"]
+    assert lines[4].split() == "identical 1 0.17 same text | same text".split()
+    assert lines[-2].split() == ["kept", "600", "99.01"]
+
+
+def test_same_bytes_for_any_workers_and_format(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_PAIRS", 64)  # several chunks, so that processes really start
+    monkeypatch.setattr(module, "INLINE_TRAINING_PAIRS", 64)
+    pairs = make_pairs()
+    write_tsv(tmp_path / "train.tsv", [*pairs, *pairs[::7], *[("", "x")] * 9])
+    pairs = [*pairs, *pairs[::7], *[("", "x")] * 9]
+    (tmp_path / "side.en").write_text("".join(f"{s}\n" for s, _ in pairs))
+    (tmp_path / "side.de").write_text("".join(f"{t}\n" for _, t in pairs))
+    rows = "".join(json.dumps({"translation": {"en": s, "de": t}}) + "\n" for s, t in pairs)
+    (tmp_path / "train.jsonl").write_text(rows)
+    runs = [(str(tmp_path / "train.tsv"), 1), (str(tmp_path / "side"), 2), (str(tmp_path / "train.jsonl"), 3)]
+    results = []
+    for source, workers in runs:
+        directory = str(tmp_path / f"out{workers}")
+        manifest = prepare(DataConfig(**(settings | {"directory": directory, "train": source})), workers=workers)
+        results.append((manifest["data_hash"], manifest["splits"], manifest["dropped"], contents(directory)))
+    assert results[0] == results[1] == results[2]
+    assert results[0][2]["duplicate"]["pairs"] == 86
+
+
+def test_the_data_hash_follows_the_text(settings, tmp_path):
+    first = prepare(DataConfig(**settings), workers=1)["data_hash"]
+    pairs = make_pairs()
+    write_tsv(tmp_path / "train.tsv", [pairs[1], pairs[0], *pairs[2:]])
+    second = prepare(DataConfig(**settings), workers=1, force=True)["data_hash"]
+    assert first != second
+    write_tsv(tmp_path / "train.tsv", pairs)
+    assert prepare(DataConfig(**settings), workers=1, force=True)["data_hash"] == first
+
+
+def test_a_second_run_does_nothing_and_a_different_one_is_refused(settings, tmp_path, monkeypatch):
+    manifest = prepare(DataConfig(**settings), workers=1)
+    before = contents(tmp_path / "data")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_build", lambda *_: pytest.fail("prepared again"))
+        assert prepare(DataConfig(**settings), workers=1) == manifest
+    other = settings | {"tokenizer": {"vocabulary_size": 140}}
+    with pytest.raises(BadInput, match=r"data\.tokenizer\.vocabulary_size: 150 -> 140\n.*--force"):
+        prepare(DataConfig(**other), workers=1)
+    write_tsv(tmp_path / "train.tsv", make_pairs(seed=1))
+    with pytest.raises(BadInput, match=r"data\.train: the contents of .*train\.tsv changed"):
+        prepare(DataConfig(**settings), workers=1)
+    assert contents(tmp_path / "data") == before
+    prepare(DataConfig(**other), workers=1, force=True)
+    assert load_manifest(tmp_path / "data")["tokenizer"]["vocabulary_size"] == 140
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "train.tsv", "valid.tsv"]
+
+
+def test_other_folders_are_left_alone(settings, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "thesis.txt").write_text("precious")
+    for force in (False, True):
+        with pytest.raises(BadInput, match=r"holds files but no manifest\.json"):
+            prepare(DataConfig(**settings), workers=1, force=force)
+    assert (tmp_path / "data" / "thesis.txt").read_text() == "precious"
+
+
+def test_dry_run_writes_nothing(settings, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    report = prepare(DataConfig(**settings), dry_run=True, workers=1)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert report["splits"] == {
+        "train": {"pairs_read": 600, "pairs_kept": 600},
+        "valid": {"pairs_read": 5, "pairs_kept": 5},
+    }
+    assert "kept" in format_report(report)
+
+
+def test_a_failed_run_leaves_nothing_and_a_dead_one_is_cleared(settings, tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = socket.gethostname()
+    stale = tmp_path / f".data.preparing-{host}-{dead.pid}"
+    alive = tmp_path / f".data.preparing-{host}-{os.getppid()}"
+    elsewhere = tmp_path / ".data.preparing-otherhost-1"
+    for folder in (stale, alive, elsewhere):
+        folder.mkdir()
+    with pytest.raises(BadInput, match="at most"):
+        prepare(DataConfig(**(settings | {"tokenizer": {"vocabulary_size": 50_000}})), workers=1)
+    left = sorted(p.name for p in tmp_path.iterdir() if p.is_dir())
+    assert left == sorted([alive.name, elsewhere.name])
+    with pytest.raises(BadInput, match=r"manifest\.json is missing; make it with `bmscale prepare CONFIG`"):
+        load_manifest(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("manifest.json", lambda data: data[:-20], "damaged"),
+        ("manifest.json", lambda data: data.replace(b'"format": 1', b'"format": 9'), "format must be 1, got 9"),
+        ("spiece.model", lambda data: data[:-1], r"spiece\.model"),
+        ("train/tokens-00000.bin", lambda data: data[:-2], "must have .* bytes"),
+    ],
+)
+def test_a_damaged_folder_is_refused_and_can_be_made_again(settings, tmp_path, name, change, message):
+    good = prepare(DataConfig(**settings), workers=1)
+    path = tmp_path / "data" / name
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(BadInput, match=message):
+        load_manifest(tmp_path / "data")
+    with pytest.raises(BadInput, match=message):
+        prepare(DataConfig(**settings), workers=1)
+    assert prepare(DataConfig(**settings), workers=1, force=True)["data_hash"] == good["data_hash"]
+
+
+def test_a_ready_tokenizer(settings, tmp_path):
+    first = prepare(DataConfig(**settings), workers=1)
+    ready = settings | {
+        "directory": str(tmp_path / "again"),
+        "tokenizer": {"path": str(tmp_path / "data" / "spiece.model")},
+    }
+    again = prepare(DataConfig(**ready), workers=1)
+    assert again["data_hash"] == first["data_hash"]
+    assert again["inputs"]["tokenizer"][0]["sha256"] == first["tokenizer"]["sha256"]
+
+
+def test_the_tokenizer_trains_on_a_bounded_sample(tmp_path):
+    spool = tmp_path / "spool.tsv"
+    write_tsv(spool, make_pairs(1000))
+    config = DataConfig.model_fields["tokenizer"].default.model_copy(update={"sample_sentences": 100})
+    sample = list(module._sample(spool, 1000, config))
+    flat = [side for pair in make_pairs(1000) for side in pair]
+    assert len(sample) == 100
+    places = [flat.index(text) for text in sample]
+    assert places == sorted(places)
+    assert places[-1] > 1500  # from the whole text, not its beginning
+    assert sample == list(module._sample(spool, 1000, config))
+    assert sample != list(module._sample(spool, 1000, config.model_copy(update={"seed": 1})))
+
+
+def test_nothing_left_after_cleaning(settings, tmp_path):
+    write_tsv(tmp_path / "train.tsv", [("same", "same")] * 3)
+    with pytest.raises(BadInput, match=r"cleaning dropped all of 3 pairs"):
+        prepare(DataConfig(**settings), workers=1)
+    write_tsv(tmp_path / "train.tsv", make_pairs())
+    with pytest.raises(BadInput, match="max_source_tokens"):
+        prepare(DataConfig(**settings, max_source_tokens=2), workers=1)
+
+
+def test_configuration():
+    base = {"directory": "d", "source_language": "en", "target_language": "de"}
+    config = DataConfig.model_validate(base | {"train": "a.tsv", "valid": {"toy": "valid", "pairs": 5}})
+    assert (config.train[0].path, config.valid[0].pairs) == ("a.tsv", 5)
+    config = DataConfig.model_validate(base | {"train": ["a.tsv", {"path": "b", "format": "tsv"}], "valid": "v.tsv"})
+    assert [corpus.path for corpus in config.train] == ["a.tsv", "b"]
+    for wrong in ({"train": []}, {"source_language": "e/n"}, {"extra": 1}):
+        with pytest.raises(ValidationError):
+            DataConfig.model_validate(base | {"train": "a.tsv", "valid": "v.tsv"} | wrong)
+
+
+def _crash(_: int) -> int:
+    os._exit(9)
+
+
+def _square(number: int) -> int:
+    return number * number
+
+
+def _wrong(number: int) -> int:
+    if number == 30:
+        raise BadInput("thirty")
+    return number
+
+
+def test_worker_processes_keep_order_bound_memory_and_pass_errors_on():
+    drawn = []
+
+    def items():
+        for i in range(100):
+            drawn.append(i)
+            yield i
+
+    with module.Workers(2) as pool:
+        results = pool.map(_square, items())
+        assert next(results) == 0
+        assert len(drawn) <= 8  # the input is not read ahead without bound
+        assert list(results) == [i * i for i in range(1, 100)]
+        with pytest.raises(BadInput, match="thirty"):
+            list(pool.map(_wrong, range(100)))
+        with pytest.raises(BmscaleError, match="worker process was killed"):
+            list(pool.map(_crash, range(4)))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize(("sign", "everyone"), [(signal.SIGINT, True), (signal.SIGKILL, False)])
+def test_interrupted_runs_end_with_their_workers(settings, tmp_path, sign, everyone):
+    """Ctrl-C goes to the whole process group; a kill to the parent alone."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys, json\n"
+        "from bmscale.data import prepare as module\n"
+        "module.CHUNK_PAIRS = 64\n"
+        "def endless(*_):\n"
+        "    print('reading', flush=True)\n"
+        "    i = 0\n"
+        "    while True:\n"
+        "        i += 1\n"
+        "        yield f'source {i}', f'target {i}'\n"
+        "if __name__ == '__main__':\n"
+        "    module.read_pairs = endless\n"
+        "    module.prepare(module.DataConfig(**json.loads(sys.argv[1])), workers=2)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script), json.dumps(settings)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    deadline = time.monotonic() + 20
+    while not (spool := [*tmp_path.glob(".data.preparing-*/spool.tsv")]) or not spool[0].stat().st_size:
+        assert time.monotonic() < deadline, "the run did not start"
+        time.sleep(0.05)
+    if everyone:
+        os.killpg(process.pid, sign)
+    else:
+        process.kill()
+    # Standard error ends only when the workers, which hold it too, have ended.
+    _, errors = process.communicate(timeout=20)
+    assert not (tmp_path / "data").exists()
+    if everyone:
+        assert errors.count("Traceback") == 1  # the parent's own KeyboardInterrupt, which the command line catches
+        assert not [*tmp_path.glob(".data.preparing-*")]
+    else:
+        prepare(DataConfig(**settings), workers=1)
+        assert not [*tmp_path.glob(".data.preparing-*")]

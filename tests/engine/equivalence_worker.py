@@ -1,0 +1,137 @@
+"""One training run for test_equivalence.py, on however many ranks it is launched: losses and norms to a JSON file.
+
+The data is split over ranks and micro-batches in a ragged way on purpose: step by step another number of micro-batches,
+and at two ranks the last one often has nothing to do.
+"""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bmscale.data.batch import empty_batch, make_batch
+from bmscale.data.tokenizer import EOS
+from bmscale.engine import process_group
+from bmscale.engine.engine import Engine
+from bmscale.evaluation.loss import batch_loss
+from bmscale.experiment import OptimizerConfig, TrainingConfig
+from bmscale.model import EncoderDecoderConfig, EncoderDecoderForConditionalGeneration
+from bmscale.model.init import initial_value
+from bmscale.training import checkpoint
+from bmscale.training.optimizer import make_optimizer
+
+VOCABULARY = 60
+CONFIG = EncoderDecoderConfig(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    num_attention_heads=4,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+)
+
+
+def pairs_of_step(step: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    generator = np.random.default_rng([7, step])
+    rows = []
+    for _ in range(5 + step % 4):
+        source, target = generator.integers(2, 14, size=2)
+        rows.append(tuple(np.append(generator.integers(4, VOCABULARY, size=n), EOS) for n in (source, target)))
+    return rows
+
+
+def micro_batches(step: int, rank: int, world_size: int) -> list:
+    """This rank's batches: the same number on every rank, of uneven size, now and then none of its own."""
+    rows = pairs_of_step(step)
+    cuts = sorted({0, 1 + step % 3, 4, len(rows)})
+    pieces = [rows[begin:end] for begin, end in zip(cuts, cuts[1:], strict=False)]
+    rounds = -(-len(pieces) // world_size)
+    if step % 5 == 3:  # the last rank has nothing at all
+        pieces = [rows, *[[]] * (world_size * rounds - 1)]
+    pieces += [[]] * (rounds * world_size - len(pieces))
+    mine = pieces[rank::world_size]
+    return [make_batch(*zip(*piece, strict=True)) if piece else empty_batch() for piece in mine]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--deepspeed", default="none")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--clip-norm", type=float)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--break-it", choices=("accumulation", "world_size"))
+    parser.add_argument("--poison-step", type=int, default=-1)
+    parser.add_argument("--save-at", type=int, default=-1)
+    parser.add_argument("--states", type=Path)
+    parser.add_argument("--load", action="store_true")
+    options = parser.parse_args()
+
+    torch.set_num_threads(1)
+    optimizer = OptimizerConfig(learning_rate=2e-3)
+    training = TrainingConfig(
+        max_steps=options.steps,
+        precision=options.precision,
+        clip_norm=options.clip_norm,
+        deepspeed=options.deepspeed,
+        optimizer=optimizer,
+    )
+    engine = Engine(training)
+    config = EncoderDecoderConfig(**{**CONFIG.to_dict(), "dropout": options.dropout})
+    engine.build(
+        lambda: EncoderDecoderForConditionalGeneration(config),
+        lambda name, shape: initial_value(name, shape, 0, config),
+        partial(make_optimizer, config=optimizer),
+    )
+    if options.break_it:
+        right = engine._backward
+
+        def wrong(loss: torch.Tensor, *, last: bool) -> None:
+            count = len(micro_batches(step, engine.rank, engine.world_size))
+            right(loss / (count if options.break_it == "accumulation" else engine.world_size), last=last)
+
+        engine._backward = wrong  # type: ignore[method-assign]
+
+    loss_function = partial(batch_loss, label_smoothing=0.1)
+    standing = checkpoint.Standing()
+    if options.load:
+
+        def empty_step() -> None:
+            engine.train_step([empty_batch()], loss_function, target_tokens=1, data_step=0, rate_factor=0.0)
+
+        standing = checkpoint.load_state(checkpoint.list_states(options.states)[-1], engine, empty_step)
+    losses, norms, skipped = [], [], []
+    for step in range(standing.data_step, options.steps):
+        target_tokens = sum(len(target) for _, target in pairs_of_step(step))
+        function = loss_function
+        if step == options.poison_step:
+
+            def function(model: torch.nn.Module, batch: object) -> object:
+                sums = loss_function(model, batch)
+                return type(sums)(sums.loss * float("nan"), sums.nll)
+
+        outcome = engine.train_step(
+            micro_batches(step, engine.rank, engine.world_size),
+            function,
+            target_tokens=target_tokens,
+            data_step=step,
+            rate_factor=1.0,
+        )
+        losses.append(outcome.loss)
+        norms.append(outcome.grad_norm)
+        skipped.append(outcome.skipped)
+        standing = standing.after_step(target_tokens, skipped=outcome.skipped)
+        if step + 1 == options.save_at:
+            checkpoint.save_state(options.states, engine, standing, keep=2)
+    weights = {name: tensor.double().sum().item() for name, tensor in engine.weights()}
+    if engine.is_main:
+        result = {"losses": losses, "norms": norms, "skipped": skipped, "weights": weights, "is": engine.describe()}
+        options.out.write_text(json.dumps(result))
+    process_group.stop()
+
+
+if __name__ == "__main__":
+    main()

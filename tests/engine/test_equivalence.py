@@ -1,0 +1,124 @@
+"""The promise of the global step, on real ranks: ZeRO stage, world size and micro-batches never change the training.
+
+Losses alone would not show a wrong gradient scale, which AdamW divides out again; so norms before clipping are
+compared as well, and two gradients that are wrong on purpose must be noticed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORKER = Path(__file__).parent / "equivalence_worker.py"
+
+
+def launch(out: Path, world_size: int, *arguments: str) -> dict[str, Any]:
+    """Run the worker on so many ranks and read what it found."""
+    command = [sys.executable, str(WORKER), "--out", str(out), *arguments]
+    if world_size > 1:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
+        command = [*torchrun, *command[1:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def launch_all(folder: Path, jobs: dict[str, tuple[int, list[str]]]) -> dict[str, dict[str, Any]]:
+    """Several runs, two at a time: most of each is waiting for imports."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        waiting = {
+            name: pool.submit(launch, folder / f"{name}.json", world, *arguments)
+            for name, (world, arguments) in jobs.items()
+        }
+        return {name: future.result() for name, future in waiting.items()}
+
+
+def worst(found: list[float], wanted: list[float]) -> float:
+    """The largest relative difference."""
+    assert len(found) == len(wanted)
+    return max(abs(one - other) / abs(other) for one, other in zip(found, wanted, strict=True))
+
+
+STAGES = [f"zero{stage}" for stage in range(4)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, dict[str, Any]]:
+    jobs = {"none": (1, ["--deepspeed", "none"])}
+    jobs |= {f"{stage}x{world}": (world, ["--deepspeed", stage]) for stage in STAGES for world in (1, 2)}
+    jobs["accumulation"] = (2, ["--deepspeed", "zero2", "--break-it", "accumulation"])
+    jobs["world_size"] = (2, ["--deepspeed", "zero2", "--break-it", "world_size"])
+    return launch_all(tmp_path_factory.mktemp("equivalence"), jobs)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("stage", STAGES)
+def test_losses_and_norms_agree(runs, stage, world_size):
+    run, reference = runs[f"{stage}x{world_size}"], runs["none"]
+    assert f"ZeRO-{stage[-1]}" in run["is"]
+    assert f"{world_size} rank" in run["is"]
+    assert worst(run["losses"], reference["losses"]) < 1e-6
+    assert worst(run["norms"], reference["norms"]) < 1e-5
+
+
+def test_the_reference_learns(runs):
+    losses = runs["none"]["losses"]
+    assert losses[-1] < losses[0] - 0.2
+
+
+@pytest.mark.parametrize("control", ["accumulation", "world_size"])
+def test_a_wrong_gradient_is_noticed(runs, control):
+    assert worst(runs[control]["norms"], runs["none"]["norms"]) > 1e-2
+
+
+SAVED = {"none": 1, "zero1": 2, "zero3": 2}
+LOADED = [("none", 1), ("zero0", 2), ("zero2", 1), ("zero2", 2), ("zero3", 2)]
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("states")
+    save = {
+        name: (world, ["--deepspeed", name, "--save-at", "10", "--states", str(folder / name)])
+        for name, world in SAVED.items()
+    }
+    found = launch_all(folder, save)
+    pairs = [(saved, *loaded) for saved in SAVED for loaded in LOADED if saved == "zero1" or loaded[0] == saved]
+    load = {
+        f"{saved}-{name}x{world}": (world, ["--deepspeed", name, "--load", "--states", str(folder / saved)])
+        for saved, name, world in pairs
+    }
+    return found | launch_all(folder, load)
+
+
+@pytest.mark.parametrize(("name", "world_size"), LOADED)
+def test_a_state_goes_on_with_other_ranks_and_stages(resumed, name, world_size):
+    run, whole = resumed[f"zero1-{name}x{world_size}"], resumed["zero1"]
+    assert worst(run["losses"], whole["losses"][10:]) < 1e-6
+    assert worst(run["norms"], whole["norms"][10:]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["none", "zero3"])
+def test_the_same_ranks_go_on_bit_for_bit(resumed, name):
+    run, whole = resumed[f"{name}-{name}x{SAVED[name]}"], resumed[name]
+    assert run["losses"] == whole["losses"][10:]
+    assert run["weights"] == whole["weights"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gradient_that_is_not_finite_is_skipped(tmp_path, precision):
+    jobs = {
+        name: (1, ["--deepspeed", name, "--precision", precision, "--poison-step", "2", "--steps", "5"])
+        for name in ("none", "zero0", "zero1", "zero2", "zero3")
+    }
+    for name, run in launch_all(tmp_path, jobs).items():
+        assert run["skipped"] == [False, False, True, False, False], name
+        assert all(loss == loss for index, loss in enumerate(run["losses"]) if index != 2), name
+        assert all(weight == weight for weight in run["weights"].values()), name

@@ -1,0 +1,190 @@
+"""Every mistake a person makes: one clear message, exit code 2, no traceback, nothing written."""
+
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bmscale.cli import main
+
+WORDS_EN = "the a old new small house tree dog cat sees finds likes wants green red".split()
+WORDS_DE = "das ein alt neu klein Haus Baum Hund Katze sieht findet mag will gruen rot".split()
+
+CONFIG = """\
+name: x
+data:
+  directory: prepared
+  source_language: en
+  target_language: de
+  train: train.tsv
+  valid: valid.tsv
+  tokenizer: {vocabulary_size: 60}
+model: {hidden_size: 16, num_attention_heads: 2, num_encoder_layers: 1, num_decoder_layers: 1}
+training:
+  tokens_per_step: 200
+  max_micro_batch_tokens: 400
+  max_steps: 2
+  precision: fp32
+evaluation: {every_steps: 2, pairs: 2}
+"""
+
+
+def corpus(count: int, start: int = 0) -> str:
+    rows = []
+    for number in range(start, start + count):
+        picks = [(number * factor) % len(WORDS_EN) for factor in (1, 3, 7, 11)]
+        rows.append(" ".join(WORDS_EN[i] for i in picks) + "\t" + " ".join(WORDS_DE[i] for i in picks) + "\n")
+    return "".join(rows)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder in which everything is right: corpus, prepared data, a trained run."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "train.tsv").write_text(corpus(15))
+    (folder / "valid.tsv").write_text(corpus(3, start=4))
+    (folder / "x.yaml").write_text(CONFIG)
+    for command in ("prepare", "train"):
+        arguments = [sys.executable, "-m", "bmscale", command, "x.yaml"]
+        result = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture
+def work(made, tmp_path, monkeypatch) -> Path:
+    shutil.copytree(made, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def change(file: str, old: str, new: str) -> Callable[[], None]:
+    def apply() -> None:
+        text = Path(file).read_text()
+        assert old in text
+        Path(file).write_text(text.replace(old, new))
+
+    return apply
+
+
+def write(file: str, content: str | bytes) -> Callable[[], None]:
+    return lambda: Path(file).write_bytes(content.encode() if isinstance(content, str) else content) and None
+
+
+def cut(file: str, keep: int) -> Callable[[], None]:
+    return lambda: Path(file).write_bytes(Path(file).read_bytes()[:keep]) and None
+
+
+def remove(path: str) -> Callable[[], None]:
+    return lambda: shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink()
+
+
+def nothing() -> None:
+    pass
+
+
+BEST = "runs/x/model/best"
+FRESH = "data.directory=fresh"
+
+MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
+    # configuration
+    "misspelt section": (change("x.yaml", "training:", "trainig:"), "train x.yaml", r"x\.yaml:10: trainig: unknown key; did you mean 'training'"),
+    "misspelt key": (change("x.yaml", "max_steps", "max_stesp"), "train x.yaml", r"x\.yaml:13: training\.max_stesp: unknown key; did you mean 'max_steps'"),
+    "misspelt model option": (change("x.yaml", "hidden_size", "hiden_size"), "train x.yaml", r"x\.yaml:9: model\.hiden_size: unknown key; did you mean 'hidden_size'"),
+    "misspelt override": (nothing, "train x.yaml training.sede=1", r"override 'training\.sede=1': training\.sede: unknown key; did you mean 'seed'"),
+    "mistyped number": (change("x.yaml", "max_steps: 2", "max_steps: many"), "train x.yaml", r"x\.yaml:13: training\.max_steps: must be a valid integer; got 'many'"),
+    "mistyped choice": (nothing, "train x.yaml training.schedule.type=cosin", r"training\.schedule\.type: must be .*; got 'cosin'; did you mean 'cosine'"),
+    "out of range": (nothing, "train x.yaml training.label_smoothing=1.5", r"training\.label_smoothing: must be less than 1; got 1\.5"),
+    "no such config": (nothing, "train xx.yaml", r"xx\.yaml: no such file; did you mean 'x\.yaml'"),
+    "unknown experiment preset": (write("x.yaml", "preset: tooy\n"), "train x.yaml", r"x\.yaml:1: preset: 'tooy': no preset of that name; did you mean 'toy'"),
+    "unknown model preset": (nothing, "train x.yaml model.preset=modem", r"model.*preset must be one of .*; got 'modem'"),
+    "unknown size": (nothing, "train x.yaml model.size=tinny", r"model.*size must be one of .*; got 'tinny'"),
+    "key twice": (change("x.yaml", "name: x", "name: x\nname: y"), "train x.yaml", r"x\.yaml:2: key 'name' is given twice \(first on line 1\)"),
+    "not YAML": (write("x.yaml", "data: [1, 2\n"), "train x.yaml", r"x\.yaml:\d: not YAML"),
+    "override without a value": (nothing, "train x.yaml training.seed", r"override 'training\.seed': must have the form key\.sub=value"),
+    "steps and epochs": (nothing, "train x.yaml training.max_epochs=3", r"exactly one of max_steps and max_epochs must be given; got both"),
+    "fp16": (nothing, "train x.yaml training.precision=fp16", r"precision must be bf16 or fp32; got fp16"),
+    "selection without translations": (nothing, "train x.yaml evaluation.select=bleu evaluation.pairs=0", r"evaluation\.pairs must be above 0"),
+    "heads that do not divide": (nothing, "train x.yaml model.num_attention_heads=3", r"hidden_size must be a multiple of num_attention_heads.* 16 and num_attention_heads 3"),
+    "key heads that do not divide": (nothing, "train x.yaml model.num_key_value_heads=3", r"num_key_value_heads must divide num_attention_heads; got 3 and 2"),
+    # data
+    "missing corpus": (nothing, f"prepare x.yaml data.train=trian.tsv {FRESH}", r"trian\.tsv: .*'?train\.tsv"),
+    "no data section": (write("x.yaml", "name: x\n"), "prepare x.yaml", r"x\.yaml: data: must be given"),
+    "unequal line counts": (lambda: (write("p.en", "a\nb\n")(), write("p.de", "c\n")()), f"prepare x.yaml data.train=p {FRESH}", r"p\.en.*2.*p\.de.*1"),
+    "not UTF-8": (write("bad.tsv", b"fine\tgut\nno\xff\tnein\n"), f"prepare x.yaml data.train=bad.tsv {FRESH}", r"bad\.tsv:2: .*UTF-8"),
+    "too few columns": (write("bad.tsv", "a b\tc d\nonly one\n"), f"prepare x.yaml data.train=bad.tsv {FRESH}", r"bad\.tsv:2: "),
+    "empty corpus": (write("empty.tsv", ""), f"prepare x.yaml data.train=empty.tsv {FRESH}", r"empty\.tsv: .*at least one pair"),
+    "JSONL that does not parse": (write("bad.jsonl", '{"en": "a", "de": "b"}\n{"en": \n'), f"prepare x.yaml data.train=bad.jsonl {FRESH}", r"bad\.jsonl:2: "),
+    "JSONL without the key": (write("bad.jsonl", '{"en": "a", "fr": "b"}\n'), f"prepare x.yaml data.train=bad.jsonl {FRESH}", r"bad\.jsonl:1: .*'de'"),
+    "truncated archive": (write("cut.tsv.xz", lzma.compress(corpus(500).encode())[:-40]), f"prepare x.yaml data.train=cut.tsv.xz {FRESH}", r"cut\.tsv\.xz: "),
+    "vocabulary too large": (nothing, f"prepare x.yaml data.tokenizer.vocabulary_size=5000 {FRESH}", r"data\.tokenizer\.vocabulary_size: .*at most \d+ pieces, got 5,000"),
+    "other data in the folder": (nothing, "prepare x.yaml data.tokenizer.vocabulary_size=50", r"prepared.*vocabulary_size"),
+    # training
+    "data not prepared": (remove("prepared"), "train x.yaml", r"prepared.*bmscale prepare"),
+    "data truncated": (lambda: cut(str(next(Path("prepared/train").glob("*.bin"))), 4)(), "train x.yaml", r"prepared/train"),
+    "step smaller than a sentence": (nothing, "train x.yaml training.tokens_per_step=3", r"training\.tokens_per_step: must hold the longest target, \d+ tokens; got 3"),
+    "batch smaller than a sentence": (nothing, "train x.yaml training.max_micro_batch_tokens=5", r"training\.max_micro_batch_tokens: must hold the longest pair, \d+ tokens.*; got 5"),
+    "positions shorter than a sentence": (nothing, "train x.yaml model.max_position_embeddings=4", r"model\.max_position_embeddings: must hold the longest"),
+    "unknown ds_config": (nothing, "train x.yaml training.deepspeed=zero22 run=runs/new", r"training\.deepspeed: no such file or name: 'zero22'; did you mean 'zero2'"),
+    "contradicting ds_config": (write("ds.json", '{"zero_optimization": {"stage": 2}, "train_batch_size": 64}'), "train x.yaml training.deepspeed=ds.json run=runs/new", r"ds\.json: train_batch_size: must be absent or 1, .*; got 64"),
+    "run of another experiment": (nothing, "train x.yaml training.seed=5 training.optimizer.learning_rate=0.5", r"runs/x: holds a run of another experiment; training\.seed: the run has 0, now 5; training\.optimizer\.learning_rate: the run has 0\.001, now 0\.5"),
+    "folder that is no run": (lambda: (Path("runs/other").mkdir(), write("runs/other/thesis.txt", "x")()), "train x.yaml run=runs/other", r"runs/other: is not empty and holds no run\.yaml"),
+    "schedule changed under a run": (nothing, "train x.yaml training.schedule.type=cosine training.max_steps=9", r"--new-schedule"),
+    # evaluation and inference
+    "evaluate what is no run": (nothing, "evaluate prepared", r"prepared: not a run folder"),
+    "missing test set": (nothing, "evaluate runs/x --test tset.tsv", r"tset\.tsv"),
+    "missing model folder": (nothing, "translate runs/x/model/bset", r"runs/x/model/bset: no such model folder"),
+    "run folder as model": (nothing, "translate runs/x", r"runs/x/model/best"),
+    "model without weights": (remove(f"{BEST}/model.safetensors"), f"translate {BEST}", r"model\.safetensors"),
+    "truncated weights": (cut(f"{BEST}/model.safetensors", 2000), f"translate {BEST}", r"model\.safetensors"),
+    "model without tokenizer": (remove(f"{BEST}/spiece.model"), f"translate {BEST}", r"spiece\.model"),
+    "damaged model configuration": (cut(f"{BEST}/config.json", 50), f"translate {BEST}", r"config\.json"),
+    "no beams": (nothing, f"translate {BEST} --beam-size 0", r"beam_size: must be a whole number of at least 1; got 0"),
+}  # fmt: skip
+
+
+def tree(folder: Path) -> dict[str, float]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake(mistake, work, capsys, monkeypatch):
+    apply, command, message = MISTAKES[mistake]
+    apply()
+    before = tree(work)
+    monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115 - closed with the test's process
+    code = main(command.split())
+    output = capsys.readouterr()
+    import re
+
+    assert code == 2, output.err
+    assert output.out == ""
+    assert "Traceback" not in output.err
+    assert output.err.startswith("bmscale: error: "), output.err
+    assert re.search(message, output.err, re.DOTALL), output.err
+    assert tree(work) == before, "something was written"
+
+
+def test_launchers_that_start_one_process_only(work, capsys, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert main(["train", "x.yaml", "run=runs/new"]) == 2
+    assert "MASTER_ADDR but no WORLD_SIZE" in capsys.readouterr().err
+
+
+def test_launcher_and_experiment_must_agree(work, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds_configs/zero2.json")
+    assert main(["train", "x.yaml", "training.deepspeed=zero3", "run=runs/new"]) == 2
+    assert "they must be the same" in capsys.readouterr().err
+
+
+def test_the_command_itself_ends_with_2_and_one_line(work):
+    arguments = [sys.executable, "-m", "bmscale", "train", "x.yaml", "training.sede=1"]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
