@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by launch/quickstart.sh and tests/run.sh: find or make a Python environment that has everything.
 #
 #   BMSCALE_ENV=active   use the active environment (or whatever `python` is) as it is, install nothing

@@ -116,7 +116,9 @@ def test_no_drawers():
     assert not drawers & {part for path in PACKAGE.rglob("*.py") for part in path.with_suffix("").parts}
 
 
-@pytest.mark.parametrize("code", ["import bmscale", "from bmscale.cli import build_parser; build_parser().format_help()"])
+@pytest.mark.parametrize(
+    "code", ["import bmscale", "from bmscale.cli import build_parser; build_parser().format_help()"]
+)
 def test_starting_imports_nothing_heavy(code):
     heavy = "('torch', 'transformers', 'deepspeed', 'numpy', 'datasets')"
     program = f"{code}; import sys; print([name for name in {heavy} if name in sys.modules])"

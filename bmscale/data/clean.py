@@ -204,8 +204,9 @@ class ScriptCheck:
         return outside / max(1, sum(map(str.isalpha, text))) if outside else 0.0
 
 
+# Groups of three belong to one number; the parts of a date or of a decimal are numbers of their own, in any order.
 # Digits after a Latin letter are part of a name (i18n, X11), which a translation may spell out.
-_NUMBER = re.compile(r"(?<![A-Za-zÀ-ɏ\d])\d+(?:[.,'’]\d+)*")
+_NUMBER = re.compile(r"(?<![A-Za-zÀ-ɏ\d])\d+(?:[.,'’]\d{3}(?!\d))*")
 _DIGITS = re.compile(r"\d+")
 # Numbers up to twelve and round ones are often written out, and so are all numbers in Chinese and Japanese.
 _WRITTEN_OUT = {*(str(n) for n in (*range(13), *range(20, 101, 10), 1000, 1_000_000))}

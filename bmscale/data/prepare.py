@@ -37,7 +37,7 @@ from tqdm import tqdm
 import bmscale
 from bmscale.config import Config
 from bmscale.data.clean import Cleaner, CleaningConfig, Dropped, SeenHashes, normalise
-from bmscale.data.corpus import CorpusConfig, input_files, read_pairs
+from bmscale.data.corpus import CorpusConfig, describe, input_files, read_pairs
 from bmscale.data.shards import PairShards, ShardWriter
 from bmscale.data.tokenizer import UNK, Tokenizer, TokenizerConfig, train_tokenizer
 from bmscale.errors import BadInput, BmscaleError
@@ -49,6 +49,7 @@ MANIFEST = "manifest.json"
 CHUNK_PAIRS = 4096
 SECONDS_BETWEEN_LINES = 15
 INLINE_TRAINING_PAIRS = 20_000
+SAMPLE_BYTES = 80_000_000  # of text to train the tokenizer on: 1.6 GiB in the trainer, whatever the sentences' length
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -179,6 +180,7 @@ def _build(config: DataConfig, folder: Path, pool: "Workers") -> dict[str, Any]:
     read, kept, dropped = _clean_train(config, pool, spool)
     if not kept:
         raise BadInput(f"data.train: cleaning dropped all of {read:,} pairs\n{_only_rules(dropped, read)}")
+    pool.stop()  # the trainer is the peak of memory and uses all cores: the workers come back for the shards
     tokenizer = _tokenizer(config.tokenizer, spool, kept)
     _write_bytes(folder / "spiece.model", tokenizer.model)
     splits = {}
@@ -260,8 +262,8 @@ def _train_on_spool(config: TokenizerConfig, spool: Path, pairs: int) -> bytes:
 
 
 def _sample(spool: Path, pairs: int, config: TokenizerConfig) -> Iterator[str]:
-    """Both sides of a random draw of the pairs, in their order, at most `sample_sentences` sentences."""
-    wanted = max(1, config.sample_sentences // 2)
+    """Both sides of a random draw of the pairs, in their order, within `sample_sentences` and SAMPLE_BYTES."""
+    wanted = max(1, min(config.sample_sentences // 2, SAMPLE_BYTES * pairs // spool.stat().st_size))
     chosen = np.ones(pairs, dtype=bool)
     if pairs > wanted:
         chosen = np.zeros(pairs, dtype=bool)
@@ -422,10 +424,14 @@ class Workers:
     def __enter__(self) -> "Workers":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def stop(self) -> None:
+        """End the processes once they have done what they are at; the next `map` starts new ones."""
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
             self._executor = None
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
 
 
 @contextlib.contextmanager
@@ -534,10 +540,12 @@ def _head(config: DataConfig, inputs: dict[str, Any]) -> dict[str, Any]:
 def _hash_inputs(config: DataConfig) -> dict[str, list[dict[str, Any]]]:
     """Size and SHA-256 of every file that is read, by part: train, valid, tokenizer."""
     languages = config.source_language, config.target_language
-    inputs = {
-        split: [_hash_file(file) for corpus in corpora for file in input_files(corpus, *languages)]
-        for split, corpora in (("train", config.train), ("valid", config.valid))
-    }
+    inputs: dict[str, list[dict[str, Any]]] = {"train": [], "valid": []}
+    for split, corpora in (("train", config.train), ("valid", config.valid)):
+        for corpus in corpora:
+            if corpus.toy is not None:
+                inputs[split].append(_hash_pairs(describe(corpus), read_pairs(corpus, *languages)))
+            inputs[split] += [_hash_file(file) for file in input_files(corpus, *languages)]
     if config.tokenizer.path is not None:
         Tokenizer.load(config.tokenizer.path)  # a wrong one is reported now, not after the cleaning
         inputs["tokenizer"] = [_hash_file(Path(config.tokenizer.path).expanduser())]
@@ -554,6 +562,16 @@ def _hash_file(path: Path) -> dict[str, Any]:
             }
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _hash_pairs(name: str, pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """The toy corpus has no file, but its text may differ between versions of this package."""
+    digest, size = hashlib.sha256(), 0
+    for pair in pairs:
+        line = "\t".join(pair).encode() + b"\n"
+        digest.update(line)
+        size += len(line)
+    return {"path": name, "bytes": size, "sha256": digest.hexdigest()}
 
 
 def _finished(directory: Path, config: DataConfig, inputs: dict[str, Any], force: bool) -> dict[str, Any] | None:

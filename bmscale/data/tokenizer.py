@@ -42,7 +42,8 @@ class TokenizerConfig(Config):
     character_coverage: float = Field(default=1.0, ge=0.98, le=1.0)
     """Share of characters that get a piece of their own; 0.9995 for Chinese or Japanese, 1 for small alphabets."""
     sample_sentences: int = Field(default=1_000_000, gt=0)
-    """At most this many sentences, both sides counted, drawn from the cleaned text to train on."""
+    """At most this many sentences, both sides counted, drawn from the cleaned text to train on; also at most 80 MB of
+    text, because unigram training needs some twenty times that in memory."""
     seed: int = Field(default=0, ge=0)
     """Seed of the draw."""
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from bmscale.engine import deepspeed_config, process_group
 from bmscale.experiment import TrainingConfig
+from bmscale.model.loss import LossSums
 
 log = logging.getLogger("bmscale")
 
@@ -26,16 +27,6 @@ InitialValue = Callable[[str, torch.Size], torch.Tensor]
 
 STATE_KINDS = ("master", "exp_avg", "exp_avg_sq")
 """What a training state holds for each parameter, all in fp32."""
-
-
-@dataclass(frozen=True)
-class LossSums:
-    """Sums over the target tokens of one micro-batch."""
-
-    loss: torch.Tensor
-    """What is minimised, label smoothing included (nats, scalar with gradient)."""
-    nll: torch.Tensor
-    """Negative log-likelihood of the references (nats, scalar)."""
 
 
 LossFunction = Callable[[nn.Module, Any], LossSums]

@@ -68,7 +68,7 @@ def start(deepspeed_config: dict[str, Any] | None, precision: str, timeout_minut
     Raises LostRank when fewer ranks met than were launched.
     """
     expected = launched_world_size(os.environ)
-    plugin = None
+    plugin, handlers = None, []
     if deepspeed_config is not None:
         _stand_alone(expected)
         # Without it DeepSpeed's shared-memory collectives on CPU stay off.
@@ -80,13 +80,14 @@ def start(deepspeed_config: dict[str, Any] | None, precision: str, timeout_minut
             os.environ.pop(name, None)
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config)
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        handlers = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(minutes=timeout_minutes))]
     else:
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
     accelerator = Accelerator(
         mixed_precision="bf16" if deepspeed_config and deepspeed_config["bf16"]["enabled"] else "no",
         deepspeed_plugin=plugin,
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=timedelta(minutes=timeout_minutes))],
+        kwargs_handlers=handlers,
     )
     if accelerator.num_processes != expected:
         raise LostRank(

@@ -10,12 +10,12 @@ from bmscale.data.batch import Batch, read_batch
 from bmscale.data.shards import PairShards
 from bmscale.data.steps import length_order, split_step
 from bmscale.engine import process_group
-from bmscale.engine.engine import LossSums
+from bmscale.model.loss import LossSums
 
 
 def batch_loss(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> LossSums:
     """Sums over the target tokens of a batch (nats): smoothed loss, which carries the gradient, and plain nll."""
-    sums = model(
+    sums: LossSums = model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         decoder_input_ids=batch.decoder_input_ids,
@@ -23,7 +23,7 @@ def batch_loss(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> 
         label_smoothing=label_smoothing,
         return_loss_sums=True,
     )
-    return LossSums(sums.loss, sums.nll)
+    return sums
 
 
 @dataclass(frozen=True)

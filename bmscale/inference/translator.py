@@ -20,7 +20,11 @@ from bmscale.errors import BadInput
 from bmscale.model.folder import ModelFolder, load_model, open_model_folder
 
 _LANGUAGES_WITHOUT_SPACES = {"zh", "ja", "th", "lo", "km", "my", "bo"}
-_SENTENCE_END = re.compile(r"(?<=[.!?…])(?=\s)|(?<=[.!?…][\"'”’»)\]])(?=\s)|(?<=[。！？｡।])(?![”’」』）)])")
+# Before a space, after the closing quotes and brackets of the sentence; Chinese and Japanese write no space there.
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?…])(?=\s)|(?<=[.!?…][\"'”’»)\]])(?=\s)"
+    r"|(?<=[。！？｡।])(?![。！？｡।”’」』）)])|(?<=[。！？｡।][”’」』）)])"
+)
 # All that str.splitlines breaks at: a translation must stay one line.
 _LINE_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
 
@@ -261,8 +265,7 @@ class Translator:
     def _split(self, text: str) -> list[list[int]]:
         """A text that is too long as ids of its sentences, those that are too long again as runs of words."""
         pieces: list[list[int]] = []
-        for sentence in _SENTENCE_END.split(text):
-            sentence = sentence.strip()
+        for sentence in filter(None, map(str.strip, _SENTENCE_END.split(text))):
             ids = self.tokenizer.encode(sentence)
             if len(ids) <= self.max_source_tokens:
                 pieces.append(ids)

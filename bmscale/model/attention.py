@@ -99,7 +99,8 @@ class SelfAttention(Attention):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`mask` is what transformers.masking_utils makes for the kernel; None hides nothing but the future."""
-        query, key, value = self.heads(self.q_proj(x_BTD)), self.heads(self.k_proj(x_BTD)), self.heads(self.v_proj(x_BTD))
+        query, key = self.heads(self.q_proj(x_BTD)), self.heads(self.k_proj(x_BTD))
+        value = self.heads(self.v_proj(x_BTD))
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         if tables is not None:

@@ -4,8 +4,9 @@
 transformers configurations: they are saved as config.json and checked when they are made.
 """
 
+import inspect
 import types
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -26,12 +27,12 @@ class TransformerConfig(PreTrainedConfig):
     """Width of the residual stream, D."""
     num_attention_heads: int = 8
     """Query heads of an attention, H."""
-    num_key_value_heads: int | None = None
-    """Key and value heads: H is multi-head attention, 1 multi-query, between them grouped (Ainslie 2023). None: H."""
-    head_dim: int | None = None
-    """Width of one head, K; free of D. None: D / H."""
-    intermediate_size: int | None = None
-    """Width of the feed-forward layer, F. None: 4 D, or 8/3 D (same parameters, Shazeer 2020) where it is gated,
+    num_key_value_heads: int = 0
+    """Key and value heads: H is multi-head attention, 1 multi-query, between them grouped (Ainslie 2023). 0: H."""
+    head_dim: int = 0
+    """Width of one head, K; free of D. 0: D / H."""
+    intermediate_size: int = 0
+    """Width of the feed-forward layer, F. 0: 4 D, or 8/3 D (same parameters, Shazeer 2020) where it is gated,
     rounded up to a multiple of 64 (256 from D = 1024 on)."""
     norm: Literal["rms_norm", "layer_norm"] = "rms_norm"
     """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba 2016), before each sub-layer and after each stack."""
@@ -71,27 +72,28 @@ class TransformerConfig(PreTrainedConfig):
     computed, so longer input runs and is the caller's risk."""
     use_cache: bool = True
     """Keep keys and values while generating."""
-    pad_token_id: int | None = 1
+    pad_token_id: int = 1
     bos_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 2
     unk_token_id: int | None = 3
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
-        if self.head_dim is None and self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads == 0:
+        if not self.head_dim and self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads == 0:
             self.head_dim = self.hidden_size // self.num_attention_heads
-        if self.intermediate_size is None:
-            self.intermediate_size = default_intermediate_size(self.hidden_size, self.feed_forward)
+        self.intermediate_size = self.intermediate_size or default_intermediate_size(
+            self.hidden_size, self.feed_forward
+        )
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
         """Called by transformers when a configuration is made or saved. Raises ValueError."""
-        self._check_signs()
-        if self.head_dim is None:
+        if self.head_dim == 0 and self.num_attention_heads > 0:
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads where head_dim is not given; got hidden_size "
                 f"{self.hidden_size} and num_attention_heads {self.num_attention_heads}"
             )
+        self._check_ranges()
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads must divide num_attention_heads; got {self.num_key_value_heads} and "
@@ -104,10 +106,10 @@ class TransformerConfig(PreTrainedConfig):
                 f"hidden_size must be even and at least 4 with positions: sinusoid; got {self.hidden_size}"
             )
 
-    def _check_signs(self) -> None:
-        for name, value in self.to_dict().items():
-            if name in _POSITIVE and value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0; got {value}")
+    def _check_ranges(self) -> None:
+        for name in _POSITIVE:
+            if hasattr(self, name) and not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be above 0 and finite; got {getattr(self, name)}")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name)}")
@@ -126,19 +128,37 @@ class EncoderDecoderConfig(TransformerConfig):
     num_decoder_layers: int = 6
     """Blocks of the decoder, each with a cross-attention."""
     is_encoder_decoder: bool = True
-    decoder_start_token_id: int | None = 2
+    decoder_start_token_id: int = 2
 
 
-_POSITIVE = frozenset(
-    "vocab_size hidden_size num_attention_heads num_key_value_heads head_dim intermediate_size num_encoder_layers "
-    "num_decoder_layers norm_eps rope_theta embedding_scale attention_scale residual_scale logit_scale "
-    "max_position_embeddings".split()
+_POSITIVE = (
+    "vocab_size",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "norm_eps",
+    "rope_theta",
+    "embedding_scale",
+    "attention_scale",
+    "residual_scale",
+    "logit_scale",
+    "max_position_embeddings",
 )
 
 # What the experiment does not choose: the tokenizer does, or the architecture.
-_NOT_OPTIONS = frozenset(
-    "vocab_size use_cache pad_token_id bos_token_id eos_token_id unk_token_id decoder_start_token_id "
-    "is_encoder_decoder".split()
+_NOT_OPTIONS = (
+    "vocab_size",
+    "use_cache",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "unk_token_id",
+    "decoder_start_token_id",
+    "is_encoder_decoder",
 )
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -182,17 +202,15 @@ def default_intermediate_size(hidden_size: int, feed_forward: str) -> int:
 
 
 def option_types() -> dict[str, Any]:
-    """The options that an experiment may set, by name, with their types (`int | None` is given as `int`)."""
+    """The options that an experiment may set, by name, with their types (`float | int` is given as `float`)."""
     found: dict[str, Any] = {}
     for owner in (TransformerConfig, EncoderDecoderConfig):
-        hints = get_type_hints(owner)
-        found |= {name: _plain(hints[name]) for name in owner.__annotations__ if name not in _NOT_OPTIONS}
+        declared = inspect.get_annotations(owner)
+        found |= {name: _plain(kind) for name, kind in declared.items() if name not in _NOT_OPTIONS}
     return found
 
 
 def _plain(annotation: Any) -> Any:
-    """`float | int` as float and `int | None` as int: what a configuration file has to satisfy."""
-    if get_origin(annotation) not in (Union, types.UnionType):
-        return annotation
-    members = [member for member in get_args(annotation) if member is not type(None)]
-    return float if float in members else members[0]
+    """`float | int`, which transformers needs to take `dropout=0`, as float."""
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    return float if is_union and float in get_args(annotation) else annotation

@@ -40,7 +40,8 @@ class BmscaleTokenizer(SentencePieceBackend):
         Special tokens are shown as they are: `skip_special_tokens=True` takes them out before.
         """
         special = set(self.all_special_tokens)
-        text, ordinary = "", []
+        text = ""
+        ordinary: list[str] = []
         for token in tokens:
             if token in special:
                 text += self.sp_model.decode(ordinary) + token

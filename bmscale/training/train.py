@@ -85,9 +85,14 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> None:
     identity = record.identity(experiment, data.manifest["data_hash"], _shape(config))
     resumes = record.check(run, identity, experiment, total_steps, new_schedule=new_schedule)
 
+    if resumes and _is_finished(experiment, total_steps):
+        log.info("%s: trained to its end already; nothing to do", run.path)
+        return
+
     engine = Engine(training)
     if engine.is_main:
         run.path.mkdir(parents=True, exist_ok=True)
+        _log_to(run.log)
         resources = {"world_size": engine.world_size, "engine": engine.describe(), "device": _device_name(engine)}
         record.write(run, experiment, identity, total_steps, resources)
     build_model(engine, experiment, config)
@@ -95,6 +100,28 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> None:
     loop.announce()
     standing = loop.resume() if resumes else Standing()
     loop.run_steps(standing)
+
+
+def _is_finished(experiment: Experiment, total_steps: int) -> bool:
+    """Whether the newest training state is the last one that there will be."""
+    states = checkpoint.list_states(experiment.run_folder.states)
+    if not states:
+        return False
+    standing = checkpoint.read_standing(states[-1])
+    return standing.data_step >= total_steps or _out_of_patience(experiment, standing)
+
+
+def _out_of_patience(experiment: Experiment, standing: Standing) -> bool:
+    """Whether early stopping has seen enough validations without a better one."""
+    patience = experiment.training.early_stopping_patience
+    return patience is not None and standing.stale_validations >= patience
+
+
+def _log_to(path: Path) -> None:
+    """Everything that the log shows goes into the run folder as well."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
 
 
 def build_model(engine: Engine, experiment: Experiment, config: EncoderDecoderConfig) -> None:
@@ -172,6 +199,7 @@ class _Loop:
         self.metrics = Metrics(self.run.metrics, enabled=engine.is_main)
         self.validator = Validator(engine, data.valid, data.folder / "valid.jsonl", data.tokenizer, experiment)
         self.loss_function = partial(batch_loss, label_smoothing=experiment.training.label_smoothing)
+        self.last_validation: Validation | None = None
 
     # -- the steps ---------------------------------------------------------------------------------------------------
 
@@ -181,7 +209,7 @@ class _Loop:
         progress = Progress(self.total_steps, standing.data_step, enabled=self.engine.is_main)
         window = _Window(standing)
         skipped_in_a_row = 0
-        validated_at = saved_at = standing.data_step if standing.data_step else -1
+        validated_at = standing.data_step if standing.data_step else -1
         for step_data in self.step_data(standing.data_step):
             outcome = self.train_step(step_data, standing)
             standing = replace(
@@ -204,19 +232,16 @@ class _Loop:
                 window = _Window(standing)
             if step % training.save_every_steps == 0:
                 self.save(standing)
-                saved_at = step
                 window = _Window(standing)
-            if self.stops_early(standing):
+            if _out_of_patience(self.experiment, standing):
                 progress.line(
                     f"stopped early at step {step}: no better {evaluation.select} than {standing.best_value:.4f} "
                     f"(step {standing.best_step}) in {standing.stale_validations} validations"
                 )
                 break
+        progress.close()
         if validated_at != standing.data_step:
             standing = self.validate(standing, progress)
-        if saved_at != standing.data_step or validated_at != standing.data_step:
-            self.save(standing)
-        progress.close()
         self.finish(standing)
 
     def step_data(self, first: int) -> Iterator[_StepData]:
@@ -339,11 +364,6 @@ class _Loop:
         self.last_validation = result
         return standing
 
-    def stops_early(self, standing: Standing) -> bool:
-        """Whether patience has run out."""
-        patience = self.experiment.training.early_stopping_patience
-        return patience is not None and standing.stale_validations >= patience
-
     def save(self, standing: Standing) -> None:
         """Write the training state."""
         checkpoint.save_state(self.run.states, self.engine, standing, keep=self.experiment.training.keep_states)
@@ -384,17 +404,16 @@ class _Loop:
         }
 
     def finish(self, standing: Standing) -> None:
-        """Write model/last and say what there is."""
-        result = getattr(self, "last_validation", None) or self.validator.run()
-        self.write_model(self.run.last, standing, result)
+        """Write model/last, then the last state: a run whose state stands at the end is finished."""
+        self.write_model(self.run.last, standing, self.last_validation or self.validator.run())
+        self.save(standing)
         if self.engine.is_main:
-            select = self.experiment.evaluation.select
             log.info(
                 "trained %d steps, %s target tokens in %.0f s; best %s %.4f at step %d: %s",
                 standing.data_step,
                 f"{standing.target_tokens:,}",
                 standing.seconds,
-                select,
+                self.experiment.evaluation.select,
                 math.nan if standing.best_value is None else standing.best_value,
                 standing.best_step,
                 self.run.best,

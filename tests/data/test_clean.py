@@ -109,6 +109,7 @@ def test_each_rule_can_be_switched_off(off, pair):
         ("600 thousand", "600000"),
         ("i18n support", "Internationalisierung"),
         ("on 12/31/2015", "am 31.12.2015"),
+        ("in 1998, from 2005-08-01 to 7/9/2006", "1998, vom 01.08.2005 bis 7.9.2006"),
         ("in 2015", "٢٠١٥"),
         ("in 2015", "二〇一五年"),
         ("1 2 3 4 and RFC 868", "1 2 3 4 und RFC 869"),

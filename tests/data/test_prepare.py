@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,12 @@ from bmscale.data.shards import PairShards
 from bmscale.data.tokenizer import Tokenizer
 from bmscale.errors import BadInput, BmscaleError
 
-VALID = [("a  valid\u00a0source", " Ein  gültiges Ziel "), ("", "leer"), ("12", "99"), ("twice", "zweimal")] + [
-    ("twice", "zweimal")
+VALID = [
+    ("a  valid\u00a0source", " Ein  gültiges Ziel "),
+    ("", "leer"),
+    ("12", "99"),
+    ("same", "same"),
+    ("same", "same"),
 ]
 
 
@@ -100,7 +105,7 @@ def test_rules_are_counted(settings, tmp_path):
     assert manifest["dropped"]["too_many_tokens"]["samples"] == [list(long)]
     lines = format_report(manifest).split("\n")
     assert [line.split()[0] for line in lines] == ["rule", *RULES, "kept", "read"]
-    assert lines[4].split() == "identical 1 0.17 same text | same text".split()
+    assert lines[4].split() == ["identical", "1", "0.17", "same", "text", "|", "same", "text"]
     assert lines[-2].split() == ["kept", "600", "99.01"]
 
 
@@ -234,6 +239,34 @@ def test_the_tokenizer_trains_on_a_bounded_sample(tmp_path):
     assert sample != list(module._sample(spool, 1000, config.model_copy(update={"seed": 1})))
 
 
+def test_the_sample_is_bounded_in_bytes_too(tmp_path, monkeypatch):
+    spool = tmp_path / "spool.tsv"
+    write_tsv(spool, make_pairs(1000))
+    monkeypatch.setattr(module, "SAMPLE_BYTES", spool.stat().st_size // 10)
+    config = DataConfig.model_fields["tokenizer"].default
+    assert len(list(module._sample(spool, 1000, config))) == pytest.approx(200, abs=4)
+
+
+def test_toy_corpus(settings, monkeypatch):
+    toy = types.ModuleType("bmscale.data.toy")
+    asked = []
+
+    def toy_pairs(split, count, seed=0):
+        asked.append((split, count, seed))
+        return iter(make_pairs(count, seed))
+
+    monkeypatch.setattr(toy, "toy_pairs", toy_pairs, raising=False)
+    monkeypatch.setitem(sys.modules, "bmscale.data.toy", toy)
+    settings |= {"train": {"toy": "train", "pairs": 500, "seed": 3}}
+    manifest = prepare(DataConfig(**settings), workers=1)
+    assert set(asked) == {("train", 500, 3)}
+    assert manifest["splits"]["train"]["pairs_kept"] == 500
+    assert prepare(DataConfig(**settings), workers=1) == manifest
+    monkeypatch.setattr(toy, "toy_pairs", lambda split, count, seed: iter(make_pairs(count, 9)))
+    with pytest.raises(BadInput, match=r"data\.train: the contents of toy:train changed"):
+        prepare(DataConfig(**settings), workers=1)
+
+
 def test_nothing_left_after_cleaning(settings, tmp_path):
     write_tsv(tmp_path / "train.tsv", [("same", "same")] * 3)
     with pytest.raises(BadInput, match=r"cleaning dropped all of 3 pairs"):
@@ -249,7 +282,8 @@ def test_configuration():
     assert (config.train[0].path, config.valid[0].pairs) == ("a.tsv", 5)
     config = DataConfig.model_validate(base | {"train": ["a.tsv", {"path": "b", "format": "tsv"}], "valid": "v.tsv"})
     assert [corpus.path for corpus in config.train] == ["a.tsv", "b"]
-    for wrong in ({"train": []}, {"source_language": "e/n"}, {"extra": 1}):
+    wrongs: list[dict] = [{"train": []}, {"source_language": "e/n"}, {"extra": 1}]
+    for wrong in wrongs:
         with pytest.raises(ValidationError):
             DataConfig.model_validate(base | {"train": "a.tsv", "valid": "v.tsv"} | wrong)
 

@@ -103,9 +103,8 @@ def test_damaged_or_absent_index(folder):
 
 
 def test_a_failed_writer_leaves_nothing_readable(tmp_path):
-    with pytest.raises(RuntimeError), ShardWriter(tmp_path, 100) as writer:
-        writer.add([1, 2], [1, 2])
-        raise RuntimeError
+    with pytest.raises(ValueError, match="ids must be"), ShardWriter(tmp_path, 100) as writer:
+        writer.add([1, 2], [100, 2])
     with pytest.raises(BadInput):
         PairShards.open(tmp_path)
 

@@ -67,7 +67,7 @@ def model(tokenizer):
 
 @pytest.fixture(scope="module")
 def translator(model, tokenizer) -> Translator:
-    return Translator(model, tokenizer, max_source_tokens=40)
+    return Translator(model, tokenizer, max_source_tokens=64)
 
 
 @pytest.fixture(scope="module")
@@ -293,16 +293,28 @@ def test_a_long_line_is_split_and_joined(translator, monkeypatch, name):
     assert joined.replace(" ", "") == line.replace(" ", "")
     if name != "one word":
         assert joined == line.strip() or name == "no letters"
-    assert max(map(len, seen)) <= 40
+    assert max(map(len, seen)) <= 64
     assert all(source[-1] == EOS for source in seen)
 
 
-def test_sentences_are_split_at_their_ends(translator, tokenizer, monkeypatch):
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        [
+            "the old goat said 3.5 to us.",
+            '"we walked home singing!"',
+            "she said nothing?",
+            "(nobody knew.)",
+            "the end…",
+        ],
+        ["the goat said nothing。", "“we walked home singing！”", "nobody knew？", "the judge listened。"],
+    ],
+)
+def test_a_long_line_is_split_at_ends_of_sentences(model, tokenizer, monkeypatch, sentences):
+    translator = Translator(model, tokenizer, max_source_tokens=30)
     seen = spy_on_sources(translator, monkeypatch)
-    translator.translate(['the red dog said hello. "the cat said words!" the old owl said 3.5 to us? hello to us.'])
-    assert [tokenizer.decode(source).replace(" ⁇ ", "?") for source in seen] == [
-        "the red dog said hello.", '?the cat said words!?', "the old owl said?.?to us?", "hello to us.",
-    ] or len(seen) == 4  # fmt: skip
+    translator.translate([("" if "。" in sentences[0] else " ").join(sentences * 3)])
+    assert seen == [tokenizer.encode(sentence) for sentence in sentences * 3]
 
 
 def test_a_line_that_fits_is_not_split(translator, monkeypatch):
@@ -317,9 +329,13 @@ def test_scripts_without_spaces_are_joined_without_spaces(model, tokenizer, monk
     assert translator.translate(["dog.dog.dog. cat"]) == ["dog.dog.dog.cat"]
 
 
-def test_a_ten_thousand_word_line_is_translated(translator):
-    (translation,) = translator.translate(["the big red dog " * 2500], beam_size=1, max_length_ratio=0.2)
-    assert len(translation) > 1000
+def test_a_ten_thousand_word_line_is_translated_as_its_sentences(translator):
+    sentences = [sentence for sentence in SENTENCES if len(translator.tokenizer.encode(sentence)) <= 64]
+    repeats = 10_000 // sum(len(sentence.split()) for sentence in sentences) + 1
+    (translation,) = translator.translate([" ".join(sentences * repeats)], beam_size=1)
+    expected = [found for found in translator.translate(sentences, beam_size=1) if found]
+    assert len(expected) > 1
+    assert translation == " ".join(expected * repeats)
 
 
 def test_a_stream_keeps_order_and_reads_no_further_than_its_chunk(translator):

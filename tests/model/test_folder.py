@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def random_model(config):
     return model
 
 
-def tokenizer_file(kind: str, folder: Path) -> Path:
+def tokenizer_file(kind: Literal["unigram", "bpe"], folder: Path) -> Path:
     size = 120 if kind == "unigram" else 350
     path = folder / "tokenizer.model"
     path.write_bytes(train_tokenizer(SENTENCES, TokenizerConfig(type=kind, vocabulary_size=size)))

@@ -1,0 +1,89 @@
+"""First values: a function of (seed, name, shape), of the documented spread, with a first loss near ln V."""
+
+import math
+
+import pytest
+import torch
+from transformers import initialization
+
+from bmscale.model import EncoderDecoderConfig, EncoderDecoderForConditionalGeneration, init
+from bmscale.model.config import PRESETS
+
+
+def config_of(preset="modern", **options):
+    shape = {"hidden_size": 128, "num_attention_heads": 4, "num_encoder_layers": 2, "num_decoder_layers": 3}
+    return EncoderDecoderConfig(**{**PRESETS[preset], **shape, "vocab_size": 2000, **options})
+
+
+def test_a_value_depends_on_seed_and_name_only():
+    config = config_of()
+    name = "model.encoder.layers.0.feed_forward.up_proj.weight"
+    torch.manual_seed(1)
+    first = init.initial_value(name, (64, 128), 0, config)
+    torch.manual_seed(2)
+    assert torch.equal(first, init.initial_value(name, torch.Size([64, 128]), 0, config))
+    assert not torch.equal(first, init.initial_value(name, (64, 128), 1, config))
+    assert not torch.equal(first, init.initial_value(name.replace("up", "gate"), (64, 128), 0, config))
+    assert (first.dtype, first.device.type) == (torch.float32, "cpu")
+
+
+def test_values_are_pinned():
+    """A change here changes every training run that is to be reproduced."""
+    value = init.initial_value("lm_head.weight", (2, 2), 0, config_of())
+    expected = torch.tensor(PINNED)
+    torch.testing.assert_close(value.flatten(), expected, rtol=1e-6, atol=0)
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match=r"parameter named model\.adapter\.weight"):
+        init.initial_value("model.adapter.weight", (2, 2), 0, config_of())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformers_draws_from_the_same_distributions(preset, tied):
+    config = config_of(preset, tie_word_embeddings=tied, qk_norm=True)
+    torch.manual_seed(0)
+    theirs = dict(EncoderDecoderForConditionalGeneration(config).named_parameters())
+    assert theirs
+    for name, parameter in theirs.items():
+        ours = init.initial_value(name, parameter.shape, 0, config)
+        deviation = float(ours.std(correction=0))
+        assert float(parameter.std(correction=0)) == pytest.approx(deviation, rel=0.03), name
+        assert float(parameter.mean()) == pytest.approx(float(ours.mean()), abs=0.1 * deviation + 1e-9), name
+
+
+def test_residual_outputs_shrink_with_depth():
+    std = {
+        depth: float(
+            init.initial_value(
+                "model.decoder.layers.0.cross_attention.o_proj.weight",
+                (128, 128),
+                0,
+                config_of(num_decoder_layers=depth),
+            ).std()
+        )
+        for depth in (2, 8)
+    }
+    assert std[2] / std[8] == pytest.approx(2, rel=1e-4)
+    assert std[2] == pytest.approx(math.sqrt(2 / (5 * 128 * 6)), rel=0.02)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("width", [64, 256])
+def test_the_first_loss_is_near_ln_v(preset, width):
+    config = config_of(preset, hidden_size=width)
+    with initialization.no_init_weights():
+        model = EncoderDecoderForConditionalGeneration(config)
+    init.initialise(model, 3)
+    ids = torch.randint(4, 2000, (8, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        sums = model(input_ids=ids[:, :10], labels=ids[:, 10:], return_loss_sums=True)
+    assert float(sums.nll / sums.tokens) == pytest.approx(math.log(2000), abs=0.4)
+
+
+def test_initialise_gives_each_parameter_its_own_value():
+    model = EncoderDecoderForConditionalGeneration(config_of())
+    init.initialise(model, 5)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, init.initial_value(name, parameter.shape, 5, model.config)), name
