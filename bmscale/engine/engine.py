@@ -237,9 +237,21 @@ class Engine:
 
     def state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
         """(name, kind, full fp32 tensor on CPU) for each kind of STATE_KINDS. Collective, as `weights`."""
+        self._link_moments()
         for name, parameter in self._names.items():
             for kind in STATE_KINDS:
                 yield name, kind, self._read(parameter, kind)
+
+    def _link_moments(self) -> None:
+        """Have ZeRO-1 and 2 find the moments of every parameter group.
+
+        They link moments to parameters once, right after the first group's first step, when the later groups have
+        none yet, and would say that those have no moments (DeepSpeed 0.19.8, stage_1_and_2.py `_optimizer_step`).
+        """
+        zero = getattr(self.wrapped, "optimizer", None)
+        if self.stage > 0 and hasattr(zero, "_hp_optimizer_states_linked"):
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
 
     def _read(self, parameter: nn.Parameter, kind: str) -> torch.Tensor:
         if self.stage > 0:
@@ -275,6 +287,7 @@ class Engine:
         create its moments in whatever shape this ZeRO stage keeps them.
         """
         empty_step()
+        self._link_moments()
         for name, parameter in self._names.items():
             for kind in STATE_KINDS:
                 self._write(parameter, kind, read(name, kind))

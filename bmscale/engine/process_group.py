@@ -8,6 +8,7 @@ refused here: on a machine without a GPU it would train one independent copy per
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -79,6 +80,8 @@ def start(deepspeed_config: dict[str, Any] | None, precision: str, timeout_minut
         for name in ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ACCELERATE_CONFIG_DS_FIELDS"):
             os.environ.pop(name, None)
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # torch renamed collectives that DeepSpeed still calls by their old names: nothing a user could mend.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
         plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         handlers = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(minutes=timeout_minutes))]

@@ -88,12 +88,12 @@ class TransformerConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Called by transformers when a configuration is made or saved. Raises ValueError."""
-        if self.head_dim == 0 and self.num_attention_heads > 0:
+        self._check_ranges()
+        if self.head_dim == 0:  # it was not given, and could not be derived
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads where head_dim is not given; got hidden_size "
                 f"{self.hidden_size} and num_attention_heads {self.num_attention_heads}"
             )
-        self._check_ranges()
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads must divide num_attention_heads; got {self.num_key_value_heads} and "
@@ -108,7 +108,8 @@ class TransformerConfig(PreTrainedConfig):
 
     def _check_ranges(self) -> None:
         for name in _POSITIVE:
-            if hasattr(self, name) and not 0 < getattr(self, name) < float("inf"):
+            derived_later = name == "head_dim" and self.head_dim == 0
+            if hasattr(self, name) and not derived_later and not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be above 0 and finite; got {getattr(self, name)}")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:

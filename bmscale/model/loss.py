@@ -102,7 +102,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_CV.scatter_add_(1, labels, grad_CV.new_full(labels.shape, smoothing - 1))
             grad_CV = grad_CV.to(hidden_ND.dtype)
             if grad_hidden is not None:
-                torch.mm(grad_CV, weight_VD, out=grad_hidden[start : start + chunk])
+                grad_hidden[start : start + chunk] = grad_CV @ weight_VD
             if grad_weight is not None and grad_weight.dtype == grad_CV.dtype:
                 grad_weight.addmm_(grad_CV.T, rows)
             elif grad_weight is not None:

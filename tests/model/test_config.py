@@ -13,7 +13,9 @@ def test_derived_widths():
     assert EncoderDecoderConfig(head_dim=32, intermediate_size=100).intermediate_size == 100
 
 
-@pytest.mark.parametrize(("width", "kind", "expected"), [(512, "gelu", 2048), (1024, "swiglu", 2816), (384, "geglu", 1024)])
+@pytest.mark.parametrize(
+    ("width", "kind", "expected"), [(512, "gelu", 2048), (1024, "swiglu", 2816), (384, "geglu", 1024)]
+)
 def test_default_feed_forward_width(width, kind, expected):
     assert default_intermediate_size(width, kind) == expected
 
@@ -22,7 +24,10 @@ def test_default_feed_forward_width(width, kind, expected):
     ("options", "said"),
     [
         ({"num_attention_heads": 7}, "hidden_size must be a multiple of num_attention_heads"),
-        ({"num_attention_heads": 8, "num_key_value_heads": 3}, "num_key_value_heads must divide num_attention_heads; got 3 and 8"),
+        (
+            {"num_attention_heads": 8, "num_key_value_heads": 3},
+            "num_key_value_heads must divide num_attention_heads; got 3 and 8",
+        ),
         ({"head_dim": 33}, "head_dim must be even with positions: rope; got 33"),
         ({"positions": "sinusoid", "hidden_size": 33, "head_dim": 8}, "hidden_size must be even"),
         ({"hidden_size": 0}, "hidden_size must be above 0"),

@@ -30,7 +30,7 @@ def test_a_value_depends_on_seed_and_name_only():
 def test_values_are_pinned():
     """A change here changes every training run that is to be reproduced."""
     value = init.initial_value("lm_head.weight", (2, 2), 0, config_of())
-    expected = torch.tensor(PINNED)
+    expected = torch.tensor([0.026577986776828766, 0.40166065096855164, 0.0344230979681015, 0.1434430032968521])
     torch.testing.assert_close(value.flatten(), expected, rtol=1e-6, atol=0)
 
 
@@ -46,7 +46,8 @@ def test_transformers_draws_from_the_same_distributions(preset, tied):
     torch.manual_seed(0)
     theirs = dict(EncoderDecoderForConditionalGeneration(config).named_parameters())
     assert theirs
-    for name, parameter in theirs.items():
+    for name, theirs_value in theirs.items():
+        parameter = theirs_value.detach()
         ours = init.initial_value(name, parameter.shape, 0, config)
         deviation = float(ours.std(correction=0))
         assert float(parameter.std(correction=0)) == pytest.approx(deviation, rel=0.03), name
