@@ -11,9 +11,10 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from bmscale import __version__
-from bmscale.errors import BadInput, BmscaleError
+from bmscale.errors import BadInput, BmscaleError, OutOfMemory
 
 log = logging.getLogger("bmscale")
 
@@ -75,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _add(
@@ -132,6 +133,7 @@ def _train(options: argparse.Namespace) -> None:
 
     experiment = read_experiment(options.config, options.overrides)
     from bmscale.engine import process_group
+    from bmscale.training import record
     from bmscale.training.train import train
 
     run = experiment.run_folder
@@ -140,36 +142,26 @@ def _train(options: argparse.Namespace) -> None:
     except BadInput:
         raise  # nothing was started, so nothing is recorded
     except BaseException as error:
-        _record_exit(run, *_classify(error), str(error) or type(error).__name__)
-        if not isinstance(error, BmscaleError | KeyboardInterrupt):
-            traceback.print_exc()
-            raise BmscaleError(f"{type(error).__name__}: {error}") from None
-        raise
+        code = _exit_code(error)
+        record.write_exit(run, code, str(error) or type(error).__name__)
+        if isinstance(error, BmscaleError | KeyboardInterrupt):
+            raise
+        traceback.print_exc()
+        raise BmscaleError(f"{type(error).__name__}: {error}", code) from None
     process_group.stop()
-    _record_exit(run, "done", 0, "trained")
     if os.environ.get("RANK", "0") == "0":
-        _print_next(run)
+        record.write_exit(run, 0, "trained")
+        print(f"evaluate:  bmscale evaluate {run.path} --test FILE", file=sys.stderr)
+        print(f"translate: echo 'A sentence.' | bmscale translate {run.best}", file=sys.stderr)
 
 
-def _classify(error: BaseException) -> tuple[str, int]:
-    """(class, code) for exit.json."""
+def _exit_code(error: BaseException) -> int:
+    """The exit code of a training that ended with `error`."""
     if isinstance(error, BmscaleError):
-        names = {2: "bad_input", 3: "diverged", 4: "out_of_memory", 5: "lost_rank"}
-        return names.get(error.exit_code, "failed"), error.exit_code
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out_of_memory", 4
-    return ("interrupted", 130) if isinstance(error, KeyboardInterrupt) else ("failed", 1)
-
-
-def _record_exit(run: "RunFolder", name: str, code: int, message: str) -> None:  # noqa: F821 - a type only
-    if run.record.exists() and (code or os.environ.get("RANK", "0") == "0"):
-        record = {"class": name, "code": code, "message": message}
-        run.exit.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _print_next(run: "RunFolder") -> None:  # noqa: F821 - a type only
-    print(f"evaluate:  bmscale evaluate {run.path} --test FILE", file=sys.stderr)
-    print(f"translate: echo 'A sentence.' | bmscale translate {run.best}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
+        return OutOfMemory.exit_code
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:

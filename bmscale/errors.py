@@ -10,6 +10,10 @@ class BmscaleError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str, exit_code: int | None = None) -> None:
+        super().__init__(message)
+        self.exit_code = self.exit_code if exit_code is None else exit_code
+
 
 class BadInput(BmscaleError):
     """A mistake in what was given: the message names file and line or key, what must hold and what was given."""

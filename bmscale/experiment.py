@@ -135,9 +135,8 @@ class EvaluationConfig(Config):
 
 
 # The options of the model are declared once, in model/config.py; here each may be given or left to preset and size.
-_Options: Any = create_model(
-    "_Options", __base__=Config, **{name: (kind | None, None) for name, kind in option_types().items()}
-)
+_FIELDS: dict[str, Any] = {name: (kind | None, None) for name, kind in option_types().items()}
+_Options: Any = create_model("_Options", __base__=Config, **_FIELDS)
 
 
 class ModelConfig(_Options):

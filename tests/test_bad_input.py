@@ -2,6 +2,7 @@
 
 import lzma
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,40 @@ import pytest
 
 from bmscale.cli import main
 
-WORDS_EN = "the a old new small house tree dog cat sees finds likes wants green red".split()
-WORDS_DE = "das ein alt neu klein Haus Baum Hund Katze sieht findet mag will gruen rot".split()
+WORDS_EN = [
+    "the",
+    "a",
+    "old",
+    "new",
+    "small",
+    "house",
+    "tree",
+    "dog",
+    "cat",
+    "sees",
+    "finds",
+    "likes",
+    "wants",
+    "green",
+    "red",
+]
+WORDS_DE = [
+    "das",
+    "ein",
+    "alt",
+    "neu",
+    "klein",
+    "Haus",
+    "Baum",
+    "Hund",
+    "Katze",
+    "sieht",
+    "findet",
+    "mag",
+    "will",
+    "gruen",
+    "rot",
+]
 
 CONFIG = """\
 name: x
@@ -72,16 +105,26 @@ def change(file: str, old: str, new: str) -> Callable[[], None]:
     return apply
 
 
-def write(file: str, content: str | bytes) -> Callable[[], None]:
-    return lambda: Path(file).write_bytes(content.encode() if isinstance(content, str) else content) and None
+def write(file: str, content: str | bytes) -> Callable[[], object]:
+    return lambda: Path(file).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def cut(file: str, keep: int) -> Callable[[], None]:
-    return lambda: Path(file).write_bytes(Path(file).read_bytes()[:keep]) and None
+def cut(file: str, keep: int) -> Callable[[], object]:
+    return lambda: Path(file).write_bytes(Path(file).read_bytes()[:keep])
 
 
-def remove(path: str) -> Callable[[], None]:
+def remove(path: str) -> Callable[[], object]:
     return lambda: shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink()
+
+
+def stranger() -> None:
+    Path("runs/other").mkdir()
+    Path("runs/other/thesis.txt").write_text("x")
+
+
+def uneven() -> None:
+    Path("p.en").write_text("a\nb\n")
+    Path("p.de").write_text("c\n")
 
 
 def nothing() -> None:
@@ -115,7 +158,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     # data
     "missing corpus": (nothing, f"prepare x.yaml data.train=trian.tsv {FRESH}", r"trian\.tsv: .*'?train\.tsv"),
     "no data section": (write("x.yaml", "name: x\n"), "prepare x.yaml", r"x\.yaml: data: must be given"),
-    "unequal line counts": (lambda: (write("p.en", "a\nb\n")(), write("p.de", "c\n")()), f"prepare x.yaml data.train=p {FRESH}", r"p\.en.*2.*p\.de.*1"),
+    "unequal line counts": (uneven, f"prepare x.yaml data.train=p {FRESH}", r"p\.en.*2.*p\.de.*1"),
     "not UTF-8": (write("bad.tsv", b"fine\tgut\nno\xff\tnein\n"), f"prepare x.yaml data.train=bad.tsv {FRESH}", r"bad\.tsv:2: .*UTF-8"),
     "too few columns": (write("bad.tsv", "a b\tc d\nonly one\n"), f"prepare x.yaml data.train=bad.tsv {FRESH}", r"bad\.tsv:2: "),
     "empty corpus": (write("empty.tsv", ""), f"prepare x.yaml data.train=empty.tsv {FRESH}", r"empty\.tsv: .*at least one pair"),
@@ -133,7 +176,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "unknown ds_config": (nothing, "train x.yaml training.deepspeed=zero22 run=runs/new", r"training\.deepspeed: no such file or name: 'zero22'; did you mean 'zero2'"),
     "contradicting ds_config": (write("ds.json", '{"zero_optimization": {"stage": 2}, "train_batch_size": 64}'), "train x.yaml training.deepspeed=ds.json run=runs/new", r"ds\.json: train_batch_size: must be absent or 1, .*; got 64"),
     "run of another experiment": (nothing, "train x.yaml training.seed=5 training.optimizer.learning_rate=0.5", r"runs/x: holds a run of another experiment; training\.seed: the run has 0, now 5; training\.optimizer\.learning_rate: the run has 0\.001, now 0\.5"),
-    "folder that is no run": (lambda: (Path("runs/other").mkdir(), write("runs/other/thesis.txt", "x")()), "train x.yaml run=runs/other", r"runs/other: is not empty and holds no run\.yaml"),
+    "folder that is no run": (stranger, "train x.yaml run=runs/other", r"runs/other: is not empty and holds no run\.yaml"),
     "schedule changed under a run": (nothing, "train x.yaml training.schedule.type=cosine training.max_steps=9", r"--new-schedule"),
     # evaluation and inference
     "evaluate what is no run": (nothing, "evaluate prepared", r"prepared: not a run folder"),
@@ -160,8 +203,6 @@ def test_mistake(mistake, work, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115 - closed with the test's process
     code = main(command.split())
     output = capsys.readouterr()
-    import re
-
     assert code == 2, output.err
     assert output.out == ""
     assert "Traceback" not in output.err

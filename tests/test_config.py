@@ -113,4 +113,4 @@ def test_not_utf8_and_missing(tmp_path):
 def test_values_never_change():
     model = validate(Outer, Document({"seed": 3}))
     with pytest.raises(ValueError, match="frozen"):
-        model.seed = 4
+        setattr(model, "seed", 4)  # noqa: B010 - mypy knows that it is frozen

@@ -164,7 +164,7 @@ class Grammar(Phrases):
         """The verb without its object, which stands elsewhere; sometimes with a time."""
         mood = self.mood(verb, subject.person, False, "")
         time = self.time(mood) if verb.use == "a" and self.chance(0.35) else NOTHING
-        if verb.rest == "on" and time[0].startswith("on "):
+        if verb.rest and time[0].startswith(f"{verb.rest} "):
             time = NOTHING  # "the lamp that he turns on on Fridays" stumbles.
         return Clause(subject, Predicate(verb, verb.rest if particle else ""), mood, time=time)
 
@@ -190,15 +190,19 @@ class Grammar(Phrases):
         """Two clauses joined by because, although, if, while, before or when; the subordinate one first or last."""
         english, german, main_tense, tense = self.pick(CONJUNCTIONS)
         timed = english in ("before", "while", "when")
-        main = self.clause(tense=main_tense, adverbs=self.chance(0.3), negatable=not timed, action=timed).bare()
+        main = self.clause(
+            tense=main_tense, adverbs=english != "because" and self.chance(0.35), negatable=not timed, action=timed
+        ).bare()
         draw = self.random()
         if draw < 0.22 and english not in ("before", "while"):
             sub = self.weather(tense)
         else:
             frame = "state" if draw < 0.42 and english not in ("before", "while") else None
             adverbs = self.chance(0.25) and not timed and english != "if"
+            # Nobody can sell chairs while he flies to Rome: two things at once are done by two.
+            who = self.person(NOM, main.subject) if english == "while" else self.again(main.subject)
             sub = self.clause(
-                self.again(main.subject),
+                who,
                 tense=tense,
                 frame=frame,
                 negatable=not timed,
@@ -402,7 +406,7 @@ class Grammar(Phrases):
             subject = self.person(NOM)
             if subject.person == THIRD and subject.pronoun == 2 and "every" not in subject.english:
                 break
-        noun = self.pick(words.GROUPS["profession"])
+        noun = self.pick([noun for noun in words.GROUPS["profession"] if noun is not subject.noun])
         verb = self.pick((BE, BECOME))
         mood = self.pick((PRESENT, PAST) if verb is BE else ("will", "want to", "would like to", "past"))
         english = f"{forms.indefinite(noun.english)} {noun.english}"
@@ -412,7 +416,7 @@ class Grammar(Phrases):
 
 def things_of(verb: Verb) -> tuple[Noun, ...]:
     """The nouns that the verb takes, people aside."""
-    return THINGS_OF[verb.base]
+    return THINGS_OF[verb.zu]
 
 
 def _verb(base: str) -> Verb:
@@ -457,8 +461,7 @@ REPORTS = (
 LASTING = ("eat", "drink", "cook", "bake", "read", "write", "wash", "repair", "draw", "feed", "unpack", "look", "visit")
 ATTEMPTS = tuple(verb for verb in words.FRAMES["clausal"] if "to" in verb.tags)
 THINGS_OF = {
-    verb.base: tuple(noun for noun in verb.nouns if noun.kind not in words.PEOPLE)
-    for verb in words.FRAMES["transitive"]
+    verb.zu: tuple(noun for noun in verb.nouns if noun.kind not in words.PEOPLE) for verb in words.FRAMES["transitive"]
 }
 THING_VERBS = tuple(verb for verb in words.FRAMES["transitive"] if things_of(verb))
 PERSON_VERBS = tuple(verb for verb in words.FRAMES["transitive"] if "person" in verb.tags)

@@ -369,8 +369,8 @@ INTRANSITIVE = """
     wait waited warten wartet gewartet h a station,outdoors,town -
     play played spielen spielt gespielt h a home,outdoors quietly,loudly
     swim swam schwimmen schwimmt geschwommen s a bathing quickly,slowly,well
-    sit sat sitzen sitzt gesessen h a home,outdoors -
-    stand stood stehen steht gestanden h a outdoors,station -
+    sit sat sitzen sitzt gesessen h e home,outdoors -
+    stand stood stehen steht gestanden h e outdoors,station -
     get_up got auf|stehen steht aufgestanden s a - quickly,slowly
     fall_asleep fell ein|schlafen schläft eingeschlafen s e home,town quickly
     arrive arrived an|kommen kommt angekommen s e station,city -

@@ -276,7 +276,9 @@ class Phrases:
             english, german = forms.noun_phrase(noun, forms.THE, ACC, False, self.adjective("place", 0.2))
             return f"into {english}", forms.contract("in", german)
         noun = self.pick(words.GROUPS[self.pick(("shop", "study", "study", "station", "goal", "bathing", "bathing"))])
-        english, german = forms.noun_phrase(noun, forms.THE, DAT, False, self.adjective(noun.kind, 0.2))
+        english, german = forms.noun_phrase(
+            noun, forms.THE, DAT, False, None if noun.mass else self.adjective(noun.kind, 0.2)
+        )
         return f"to {english}", forms.contract("zu", german)
 
     def companion(self, subject: Phrase) -> Pair:
@@ -432,7 +434,7 @@ class Phrases:
             moving = predicate.verb in words.FRAMES["motion"]
             if mood == PAST and self.chance(0.5) and (moving or (negated and predicate.verb in INTRANSITIVE)):
                 time = self.reason()
-            elif mood == PRESENT and not negated and self.chance(0.3):
+            elif mood == PRESENT and not negated and self.chance(0.3) and not who.english.startswith("every"):
                 frequency = self.pick(words.FREQUENCIES)
             elif self.chance(0.42) and (mood != PRESENT or (predicate.verb.use == "a" and not negated)):
                 time = self.time(mood)

@@ -60,6 +60,8 @@ class Engine:
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
         self._names: dict[str, nn.Parameter] = {}
+        # Without DeepSpeed the module itself, else DeepSpeed's engine around it, which has no types.
+        self.wrapped: Any = None
 
     # -- what runs ---------------------------------------------------------------------------------------------------
 
@@ -97,7 +99,7 @@ class Engine:
         Every stage starts from the same weights: each parameter's first value is a function of its name and shape.
         """
         with self._construction():
-            model = make_model()
+            model: Any = make_model()
         for name, parameter in model.named_parameters():
             with self._whole(parameter, modified=True), torch.no_grad():
                 if not self.partitioned or self.is_main:
@@ -248,7 +250,7 @@ class Engine:
         They link moments to parameters once, right after the first group's first step, when the later groups have
         none yet, and would say that those have no moments (DeepSpeed 0.19.8, stage_1_and_2.py `_optimizer_step`).
         """
-        zero = getattr(self.wrapped, "optimizer", None)
+        zero: Any = getattr(self.wrapped, "optimizer", None)
         if self.stage > 0 and hasattr(zero, "_hp_optimizer_states_linked"):
             zero._hp_optimizer_states_linked = False
             zero._lazy_init_hp_params_optimizer_state()

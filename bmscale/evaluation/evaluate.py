@@ -137,5 +137,5 @@ def _loss_of(translator: Translator, pairs: list[tuple[str, str]], options: Sear
 
 def with_overrides(options: SearchOptions, beam_size: int | None, length_penalty: float | None) -> SearchOptions:
     """The options with what the command line gave."""
-    given = {"beam_size": beam_size, "length_penalty": length_penalty}
+    given: dict[str, Any] = {"beam_size": beam_size, "length_penalty": length_penalty}
     return replace(options, **{name: value for name, value in given.items() if value is not None})

@@ -15,12 +15,13 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     rare words, which get a gradient seldom. `lr_scale` multiplies the rate of the schedule for a group.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in model.parameters():
         # Under ZeRO-3 a parameter is a flat piece: its own shape says nothing, ds_shape does.
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
         (decayed if dimensions >= 2 and id(parameter) not in embeddings else plain).append(parameter)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay, "lr_scale": 1.0},
         {"params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
     ]

@@ -1,5 +1,6 @@
 """run.yaml: what a run is (its identity), what it was started with, and whether this start may go on with it."""
 
+import json
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -119,6 +120,25 @@ def write(
     temporary = folder.record.with_suffix(".tmp")
     temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
     temporary.replace(folder.record)
+
+
+EXIT_CLASSES = {
+    0: "done",
+    1: "failed",
+    2: "bad_input",
+    3: "diverged",
+    4: "out_of_memory",
+    5: "lost_rank",
+    75: "preempted",
+    130: "interrupted",
+}
+
+
+def write_exit(folder: RunFolder, code: int, message: str) -> None:
+    """Write exit.json, for schedulers: launchers return 1 whatever their ranks returned."""
+    if folder.record.exists():
+        values = {"class": EXIT_CLASSES[code], "code": code, "message": message}
+        folder.exit.write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, Any]:

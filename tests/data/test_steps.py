@@ -41,7 +41,7 @@ def test_every_pair_exactly_once_an_epoch():
     plan = plan_of(source, target)
     step = 0
     for epoch in range(3):
-        seen = []
+        seen: list[int] = []
         for index in range(plan.steps_in_epoch(epoch)):
             assert plan.locate(step) == (epoch, index)
             assert target[plan.pairs(step)].sum() <= 2048
@@ -101,7 +101,7 @@ def test_more_ranks_than_pairs_leaves_some_empty():
 def test_any_lengths(pairs, world_size):
     source, target = (np.array(side, np.int32) for side in zip(*pairs, strict=True))
     plan = plan_of(source, target, tokens_per_step=60)
-    seen = []
+    seen: list[int] = []
     for step in range(plan.steps_in_epoch(0)):
         rounds = split_step(plan.pairs(step), source, target, world_size=world_size, max_micro_batch_tokens=120)
         seen.extend(i for ranks in rounds for ids in ranks for i in ids)

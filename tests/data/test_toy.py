@@ -10,7 +10,7 @@ import pytest
 
 from bmscale.data import toy_inflection as forms
 from bmscale.data import toy_lexicon as words
-from bmscale.data.toy import Grammar, toy_pairs
+from bmscale.data.toy import Grammar, things_of, toy_pairs
 from bmscale.data.toy_inflection import ACC, DAT, GEN, NOM, Determiner
 from bmscale.errors import BadInput
 
@@ -231,9 +231,9 @@ FIRST_TRAIN_PAIRS = [
 ]
 
 PHENOMENA = {
-    "separable main": r"\b(ruft|rufen|rufst) .* an\.",
+    "separable main": r"\b(ruft|rufen|zieht|ziehen|sieht|sehen) .* an\.",
     "separable last": r", (weil|obwohl|dass) .*(anruft|aufmacht|zumacht|einlädt|abholt|mitnimmt|ansieht)\.",
-    "separable participle": r"\bhat .*angerufen\.",
+    "separable participle": r"\b(hat|haben) .*(angerufen|aufgemacht|eingeladen|abgeholt|mitgenommen)\.",
     "separable zu": r", .*(abzuholen|anzurufen|einzuladen|aufzumachen|mitzunehmen|wegzuwerfen)\.",
     "sein perfect": r"\b(ist|sind) .*gegangen\.",
     "haben perfect": r"\bhat .*gekauft\.",
@@ -250,7 +250,7 @@ PHENOMENA = {
     "relative nominative": r", der .*, ",
     "relative dative plural": r", mit denen ",
     "um zu": r", um .* zu ",
-    "fronted time": r"^(Gestern|Morgen|Bald|Jeden Tag|Am Montag|Letzte Woche) (hat|wird|kann|muss|habe|haben|ist|sind|bin|wollte|musste)",
+    "fronted time": r"^(Gestern|Morgen|Bald|Am Montag|Letzte Woche) (hat|haben|ist|sind|wird|will|kann|muss)",
     "genitive possessor": r"\b(das|den|die) .*(meines|deines|seines|ihres|unseres) \w+s\b",
     "during": r"\bwährend (des|der) ",
     "number": r"\b(drei|sieben) \w+",
@@ -288,6 +288,14 @@ def test_lexicon_is_large_and_one_to_one() -> None:
     assert len(NOUN) + len(ADJECTIVE) + sum(map(len, words.FRAMES.values())) >= 250
     german = Counter(noun.singular[NOM] for noun in NOUN.values())
     assert max(german.values()) == 1
+
+
+def test_verbs_that_share_their_first_english_word_keep_their_own_objects() -> None:
+    assert {noun.kind for noun in things_of(separable("auszuziehen"))} == {"clothes"}
+    assert NOUN["doll"] in things_of(separable("mitzunehmen"))
+    assert NOUN["door"] not in things_of(separable("einzuschalten"))
+    every = [verb.zu for verb in words.FRAMES["transitive"]]
+    assert len(set(every)) == len(every)
 
 
 def test_there_are_millions_of_pairs() -> None:

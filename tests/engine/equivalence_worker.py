@@ -7,7 +7,9 @@ and at two ranks the last one often has nothing to do.
 import argparse
 import json
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +17,12 @@ import torch
 from bmscale.data.batch import empty_batch, make_batch
 from bmscale.data.tokenizer import EOS
 from bmscale.engine import process_group
-from bmscale.engine.engine import Engine
+from bmscale.engine.engine import Engine, LossFunction
 from bmscale.evaluation.loss import batch_loss
 from bmscale.experiment import OptimizerConfig, TrainingConfig
 from bmscale.model import EncoderDecoderConfig, EncoderDecoderForConditionalGeneration
 from bmscale.model.init import initial_value
+from bmscale.model.loss import LossSums
 from bmscale.training import checkpoint
 from bmscale.training.optimizer import make_optimizer
 
@@ -33,7 +36,7 @@ CONFIG = EncoderDecoderConfig(
 )
 
 
-def pairs_of_step(step: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def pairs_of_step(step: int) -> list[tuple[np.ndarray, ...]]:
     generator = np.random.default_rng([7, step])
     rows = []
     for _ in range(5 + step % 4):
@@ -46,13 +49,19 @@ def micro_batches(step: int, rank: int, world_size: int) -> list:
     """This rank's batches: the same number on every rank, of uneven size, now and then none of its own."""
     rows = pairs_of_step(step)
     cuts = sorted({0, 1 + step % 3, 4, len(rows)})
-    pieces = [rows[begin:end] for begin, end in zip(cuts, cuts[1:], strict=False)]
+    pieces = [rows[begin:end] for begin, end in pairwise(cuts)]
     rounds = -(-len(pieces) // world_size)
     if step % 5 == 3:  # the last rank has nothing at all
         pieces = [rows, *[[]] * (world_size * rounds - 1)]
     pieces += [[]] * (rounds * world_size - len(pieces))
     mine = pieces[rank::world_size]
     return [make_batch(*zip(*piece, strict=True)) if piece else empty_batch() for piece in mine]
+
+
+def poisoned(loss_function: LossFunction, model: torch.nn.Module, batch: Any) -> LossSums:
+    """A loss that is not finite, and so are its gradients."""
+    sums = loss_function(model, batch)
+    return LossSums(loss=sums.loss * float("nan"), nll=sums.nll, tokens=sums.tokens)
 
 
 def main() -> None:
@@ -106,13 +115,7 @@ def main() -> None:
     losses, norms, skipped = [], [], []
     for step in range(standing.data_step, options.steps):
         target_tokens = sum(len(target) for _, target in pairs_of_step(step))
-        function = loss_function
-        if step == options.poison_step:
-
-            def function(model: torch.nn.Module, batch: object) -> object:
-                sums = loss_function(model, batch)
-                return type(sums)(loss=sums.loss * float("nan"), nll=sums.nll, tokens=sums.tokens)
-
+        function: LossFunction = partial(poisoned, loss_function) if step == options.poison_step else loss_function
         outcome = engine.train_step(
             micro_batches(step, engine.rank, engine.world_size),
             function,

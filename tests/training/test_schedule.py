@@ -1,6 +1,7 @@
 """Learning-rate schedules at the steps where they bend."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_wsd_is_flat_then_falls(shape):
     half = 0.5 if shape == "linear" else 1 - math.sqrt(0.5)
     assert rates[90] == pytest.approx(half)
     assert 0 < rates[-1] < 0.06
-    assert all(later < earlier for earlier, later in zip(rates[80:], rates[81:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(rates[80:]))
 
 
 def test_no_warmup():

@@ -1,0 +1,72 @@
+"""What several test folders need: a small prepared corpus, and the command line as a process."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TINY = """\
+name: tiny
+data:
+  directory: prepared
+  source_language: en
+  target_language: de
+  train: {toy: train, pairs: 600}
+  valid: {toy: valid, pairs: 40}
+  tokenizer: {vocabulary_size: 300}
+model: {hidden_size: 32, num_attention_heads: 2, num_encoder_layers: 1, num_decoder_layers: 1, dropout: 0.1}
+training:
+  tokens_per_step: 600
+  max_micro_batch_tokens: 500
+  max_steps: 12
+  precision: fp32
+  optimizer: {learning_rate: 5.0e-3}
+  schedule: {type: constant, warmup_steps: 4}
+  log_every_steps: 2
+  save_every_steps: 4
+evaluation:
+  every_steps: 6
+  pairs: 6
+  test: [{toy: test, pairs: 20}]
+"""
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def bmscale(*arguments: str, folder: Path, ranks: int = 1, stdin: str = "", check: bool = True, **environment: str):
+    """Run a command in `folder`, on so many ranks; its output as text."""
+    command = [sys.executable, "-m", "bmscale", *arguments]
+    if ranks > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        command = [*launcher, "-m", "bmscale", *arguments]
+    result = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert not check or result.returncode == 0, result.stderr[-4000:]
+    return result
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> Path:
+    """A folder with tiny.yaml and its prepared data."""
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    bmscale("prepare", "tiny.yaml", folder=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(prepared) -> Path:
+    """The same with runs/tiny, trained to its end by one process without DeepSpeed."""
+    bmscale("train", "tiny.yaml", folder=prepared)
+    return prepared

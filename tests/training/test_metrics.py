@@ -1,0 +1,30 @@
+"""metrics.jsonl and MFU."""
+
+import json
+
+import pytest
+
+from bmscale.training.metrics import Metrics, model_flops_utilisation
+
+
+def test_resuming_forgets_what_comes_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    metrics = Metrics(path, enabled=True)
+    for step in (2, 4, 6):
+        metrics.write({"step": step, "loss": float("nan") if step == 2 else 1.0})
+    path.write_text(path.read_text() + '{"step": 8, "lo')
+    metrics.resume(4)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 2, "loss": None},
+        {"step": 4, "loss": 1.0},
+    ]
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    Metrics(tmp_path / "metrics.jsonl", enabled=False).write({"step": 1})
+    assert not list(tmp_path.iterdir())
+
+
+def test_mfu_is_against_the_dense_peak_of_all_devices():
+    assert model_flops_utilisation(989.4e12, 2, "NVIDIA H100 80GB HBM3") == pytest.approx(0.5)
+    assert model_flops_utilisation(1e12, 1, "cpu") is None

@@ -1,0 +1,151 @@
+"""The loop, run as a user runs it: what it leaves behind, resuming, early stopping, ranks."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import bmscale
+from safetensors.torch import load_file
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path, which: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / which / "model.safetensors")
+
+
+def test_the_run_folder_holds_what_the_readme_says(trained):
+    run = trained / "runs/tiny"
+    record = yaml.safe_load((run / "run.yaml").read_text())
+    assert record["experiment"]["training"]["seed"] == 0
+    assert record["identity"]["training.tokens_per_step"] == 600
+    assert record["starts"][0]["world_size"] == 1
+    assert record["starts"][0]["versions"]["torch"] == torch.__version__
+    assert json.loads((run / "exit.json").read_text()) == {"class": "done", "code": 0, "message": "trained"}
+    assert "validation at step 12" in (run / "log.txt").read_text()
+    assert [path.name for path in sorted((run / "state").iterdir())] == ["step-00000008", "step-00000012"]
+    for which in ("best", "last"):
+        assert (run / "model" / which / "provenance.json").is_file()
+
+
+def test_metrics_add_up(trained):
+    steps = [line for line in metrics(trained / "runs/tiny") if "loss" in line]
+    assert [line["step"] for line in steps] == [2, 4, 6, 8, 10, 12]
+    for line in steps:
+        assert line["loss"] > 0
+        assert line["grad_norm"] > 0
+        assert line["tokens_per_second"] > 0
+        assert line["mfu"] is None  # no peak is known for this CPU
+        assert len(line["memory_gib"]) == 1
+    assert [line["lr"] for line in steps] == pytest.approx([5e-3 * factor for factor in (0.5, 1, 1, 1, 1, 1)])
+    assert 540 * 12 <= steps[-1]["tokens"] <= 600 * 12
+    assert steps[-1]["nll"] < steps[0]["nll"]
+    validations = [line for line in metrics(trained / "runs/tiny") if "valid_loss" in line]
+    assert [line["step"] for line in validations] == [6, 12]
+    assert {"bleu", "chrf"} <= validations[0].keys()
+
+
+def test_the_first_loss_is_that_of_a_uniform_guess(trained):
+    first = next(line for line in metrics(trained / "runs/tiny") if "loss" in line)
+    assert first["nll"] == pytest.approx(5.7, abs=0.3)  # ln 300
+
+
+def test_a_finished_run_is_left_alone(trained):
+    before = (trained / "runs/tiny/metrics.jsonl").read_bytes()
+    result = bmscale("train", "tiny.yaml", folder=trained)
+    assert "trained to its end already" in result.stderr
+    assert (trained / "runs/tiny/metrics.jsonl").read_bytes() == before
+
+
+def interrupted_copy(trained: Path, name: str) -> Path:
+    """A run that died after its state of step 8, with more in its metrics than that state knows of."""
+    run = trained / "runs" / name
+    shutil.copytree(trained / "runs/tiny", run)
+    shutil.rmtree(run / "state/step-00000012")
+    shutil.rmtree(run / "model/last")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 12, "lo')
+    return run
+
+
+def test_resuming_is_exact_with_dropout_on(trained):
+    run = interrupted_copy(trained, "resumed")
+    result = bmscale("train", "tiny.yaml", "run=runs/resumed", folder=trained)
+    assert "resumed from runs/resumed/state/step-00000008: step 8 of 12" in result.stderr
+    whole = trained / "runs/tiny"
+    assert [{**a, "seconds": 0} for a in deterministic(run)] == [{**a, "seconds": 0} for a in deterministic(whole)]
+    for name, tensor in weights(run).items():
+        assert torch.equal(tensor, weights(whole)[name]), name
+
+
+def deterministic(run: Path) -> list[dict]:
+    speed = ("tokens_per_second", "source_and_target_tokens_per_second", "flops_per_second", "memory_gib", "seconds")
+    return [{key: value for key, value in line.items() if key not in speed} for line in metrics(run)]
+
+
+@pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
+def test_two_ranks_train_the_same_run(trained, deepspeed):
+    """Without dropout, whose masks belong to a rank, two ranks give the run of one: with text in the loop as well."""
+    runs = {}
+    for name, ranks, choice in ((f"{deepspeed}-alone", 1, "none"), (f"{deepspeed}-two", 2, deepspeed)):
+        settings = ["model.dropout=0.0", f"training.deepspeed={choice}", f"run=runs/{name}", "training.max_steps=6"]
+        bmscale("train", "tiny.yaml", *settings, folder=trained, ranks=ranks)
+        runs[ranks] = trained / "runs" / name
+    alone, two = (deterministic(run) for run in runs.values())
+    assert len(two) == len(alone)
+    for one, other in zip(alone, two, strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+    for name, tensor in weights(runs[2]).items():
+        assert torch.allclose(tensor, weights(runs[1])[name], atol=2e-5), name
+
+
+def test_offload_trains_the_same_run(trained):
+    """Optimizer and parameters in host memory, through DeepSpeed's own Adam."""
+    settings = ["model.dropout=0.0", "training.max_steps=4", "evaluation.pairs=0"]
+    for choice in ("none", "zero2_offload", "zero3_offload"):
+        run = f"runs/offload-{choice}"
+        bmscale("train", "tiny.yaml", *settings, f"training.deepspeed={choice}", f"run={run}", folder=trained)
+    plain = deterministic(trained / "runs/offload-none")
+    for choice in ("zero2_offload", "zero3_offload"):
+        for one, other in zip(plain, deterministic(trained / f"runs/offload-{choice}"), strict=True):
+            assert other == pytest.approx(one, rel=1e-4)
+
+
+def test_bf16_and_activation_checkpointing_train(trained):
+    settings = ["training.precision=bf16", "training.activation_checkpointing=true", "run=runs/bf16"]
+    bmscale("train", "tiny.yaml", *settings, folder=trained)
+    fp32, bf16 = (metrics(trained / "runs" / name)[-1]["valid_loss"] for name in ("tiny", "bf16"))
+    assert bf16 == pytest.approx(fp32, rel=0.02)
+
+
+def test_early_stopping(trained):
+    settings = ["run=runs/early", "training.optimizer.learning_rate=1.0e-12", "training.max_steps=50"]
+    more = ["training.early_stopping_patience=2", "evaluation.every_steps=2", "evaluation.pairs=0"]
+    result = bmscale("train", "tiny.yaml", *settings, *more, folder=trained)
+    assert "stopped early at step" in result.stderr
+    last = metrics(trained / "runs/early")[-1]
+    assert 4 <= last["step"] < 50
+    assert "already" in bmscale("train", "tiny.yaml", *settings, *more, folder=trained).stderr
+
+
+def test_a_longer_run_goes_on(trained):
+    shutil.copytree(trained / "runs/tiny", trained / "runs/longer")
+    bmscale("train", "tiny.yaml", "run=runs/longer", "training.max_steps=14", folder=trained)
+    assert metrics(trained / "runs/longer")[-1]["step"] == 14
+    record = yaml.safe_load((trained / "runs/longer/run.yaml").read_text())
+    assert len(record["starts"]) == 2
+    assert record["total_steps"] == 14
+
+
+def test_best_follows_the_selected_score(trained):
+    settings = ["evaluation.select=chrf", "evaluation.every_steps=3", "run=runs/chrf"]
+    bmscale("train", "tiny.yaml", *settings, folder=trained)
+    validations = [line for line in metrics(trained / "runs/chrf") if "chrf" in line]
+    best = max(validations, key=lambda line: line["chrf"])
+    provenance = json.loads((trained / "runs/chrf/model/best/provenance.json").read_text())
+    assert provenance["optimizer_step"] == best["step"]
