@@ -156,11 +156,8 @@ class ModelConfig(_Options):
         """The model's own configuration. Raises BadInput when the options contradict each other."""
         options = {**PRESETS[self.preset], **SIZES[self.size]}
         given = {name: value for name, value in self if name in option_types() and value is not None}
-        # A size's heads follow its width: with another width or number of heads they follow that.
-        if given.keys() & {"hidden_size", "num_attention_heads"}:
-            options.pop("head_dim")
-        if "num_attention_heads" in given:
-            options.pop("num_key_value_heads")
+        if "num_attention_heads" in given:  # a size's grouping belongs to the size's own heads
+            options.pop("num_key_value_heads", None)
         try:
             return EncoderDecoderConfig(**{**options, **given, "vocab_size": vocabulary_size})
         except Exception as error:  # transformers raises several kinds of its own for a value it does not take

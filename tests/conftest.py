@@ -36,7 +36,9 @@ evaluation:
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def bmscale(*arguments: str, folder: Path, ranks: int = 1, stdin: str = "", check: bool = True, **environment: str):
+def run_bmscale(
+    *arguments: str, folder: Path, ranks: int = 1, stdin: str = "", check: bool = True, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command in `folder`, on so many ranks; its output as text."""
     command = [sys.executable, "-m", "bmscale", *arguments]
     if ranks > 1:
@@ -57,16 +59,22 @@ def bmscale(*arguments: str, folder: Path, ranks: int = 1, stdin: str = "", chec
 
 
 @pytest.fixture(scope="session")
+def bmscale() -> Command:
+    """The command line as a function: `bmscale("train", "tiny.yaml", folder=…, ranks=2)`."""
+    return run_bmscale
+
+
+@pytest.fixture(scope="session")
 def prepared(tmp_path_factory) -> Path:
     """A folder with tiny.yaml and its prepared data."""
     folder = tmp_path_factory.mktemp("prepared")
     (folder / "tiny.yaml").write_text(TINY, encoding="utf-8")
-    bmscale("prepare", "tiny.yaml", folder=folder)
+    run_bmscale("prepare", "tiny.yaml", folder=folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def trained(prepared) -> Path:
     """The same with runs/tiny, trained to its end by one process without DeepSpeed."""
-    bmscale("train", "tiny.yaml", folder=prepared)
+    run_bmscale("train", "tiny.yaml", folder=prepared)
     return prepared

@@ -19,7 +19,7 @@ from bmscale.data.clean import RULES, normalise
 from bmscale.data.prepare import DataConfig, format_report, load_manifest, prepare
 from bmscale.data.shards import PairShards
 from bmscale.data.tokenizer import Tokenizer
-from bmscale.errors import BadInput, BmscaleError
+from bmscale.errors import BadInput
 
 VALID = [
     ("a  valid\u00a0source", " Ein  gültiges Ziel "),
@@ -290,35 +290,6 @@ def test_configuration():
 
 def _crash(_: int) -> int:
     os._exit(9)
-
-
-def _square(number: int) -> int:
-    return number * number
-
-
-def _wrong(number: int) -> int:
-    if number == 30:
-        raise BadInput("thirty")
-    return number
-
-
-def test_worker_processes_keep_order_bound_memory_and_pass_errors_on():
-    drawn = []
-
-    def items():
-        for i in range(100):
-            drawn.append(i)
-            yield i
-
-    with module.Workers(2) as pool:
-        results = pool.map(_square, items())
-        assert next(results) == 0
-        assert len(drawn) <= 8  # the input is not read ahead without bound
-        assert list(results) == [i * i for i in range(1, 100)]
-        with pytest.raises(BadInput, match="thirty"):
-            list(pool.map(_wrong, range(100)))
-        with pytest.raises(BmscaleError, match="worker process was killed"):
-            list(pool.map(_crash, range(4)))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")

@@ -4,14 +4,13 @@ import json
 import math
 
 import pytest
-from conftest import bmscale
 
 from bmscale.data.shards import PairShards
 from bmscale.evaluation.loss import validation_loss
 from bmscale.model.folder import load_model
 
 
-def test_results_hold_scores_with_signatures_and_intervals(trained):
+def test_results_hold_scores_with_signatures_and_intervals(bmscale, trained):
     result = bmscale("evaluate", "runs/tiny", "--beam-size", "2", folder=trained)
     shown = json.loads(result.stdout)
     assert shown == json.loads((trained / "runs/tiny/results.json").read_text())
@@ -26,14 +25,14 @@ def test_results_hold_scores_with_signatures_and_intervals(trained):
     assert len((trained / "runs/tiny/translations/toy-test.txt").read_text().splitlines()) == 20
 
 
-def test_validation_loss_is_that_of_training(trained):
+def test_validation_loss_is_that_of_training(bmscale, trained):
     """The best model, loaded in a fresh process, has the loss with which it was chosen."""
     results = json.loads(bmscale("evaluate", "runs/tiny", folder=trained).stdout)
     provenance = json.loads((trained / "runs/tiny/model/best/provenance.json").read_text())
     assert results["validation"]["loss"] == pytest.approx(provenance["validation"]["loss"], abs=1e-5)
 
 
-def test_a_test_file_of_ones_own(trained):
+def test_a_test_file_of_ones_own(bmscale, trained):
     (trained / "mine.tsv").write_text("The dog sleeps.\tDer Hund schläft.\nThe cat runs.\tDie Katze läuft.\n")
     results = json.loads(bmscale("evaluate", "runs/tiny", "--test", "mine.tsv", folder=trained).stdout)
     assert results["test"]["mine"]["pairs"] == 2
@@ -54,7 +53,7 @@ def test_loss_does_not_depend_on_batches_or_ranks(trained):
     assert large.perplexity == pytest.approx(math.exp(large.nll))
 
 
-def test_translate_keeps_lines(trained):
+def test_translate_keeps_lines(bmscale, trained):
     odd = "The dog sleeps.\n\n  \n" + "word " * 3000 + "\n\u2028\ud7ff😀\n"
     result = bmscale("translate", "runs/tiny/model/best", "--beam-size", "1", folder=trained, stdin=odd)
     lines = result.stdout.split("\n")

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from bmscale.errors import BadInput
-from bmscale.training.checkpoint import StateReader, Standing, list_states, read_standing
+from bmscale.training.checkpoint import Standing, StateReader, list_states, read_standing
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_unfinished_folders_are_no_states(state):
 
 
 def test_damage_is_told(state):
-    with pytest.raises(BadInput, match="holds no 'nobody.master'"):
+    with pytest.raises(BadInput, match=r"holds no 'nobody\.master'"):
         StateReader(state)("nobody", "master")
     file = next(state.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-1])

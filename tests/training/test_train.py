@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import bmscale
 from safetensors.torch import load_file
 
 
@@ -55,7 +54,7 @@ def test_the_first_loss_is_that_of_a_uniform_guess(trained):
     assert first["nll"] == pytest.approx(5.7, abs=0.3)  # ln 300
 
 
-def test_a_finished_run_is_left_alone(trained):
+def test_a_finished_run_is_left_alone(bmscale, trained):
     before = (trained / "runs/tiny/metrics.jsonl").read_bytes()
     result = bmscale("train", "tiny.yaml", folder=trained)
     assert "trained to its end already" in result.stderr
@@ -73,7 +72,7 @@ def interrupted_copy(trained: Path, name: str) -> Path:
     return run
 
 
-def test_resuming_is_exact_with_dropout_on(trained):
+def test_resuming_is_exact_with_dropout_on(bmscale, trained):
     run = interrupted_copy(trained, "resumed")
     result = bmscale("train", "tiny.yaml", "run=runs/resumed", folder=trained)
     assert "resumed from runs/resumed/state/step-00000008: step 8 of 12" in result.stderr
@@ -89,7 +88,7 @@ def deterministic(run: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
-def test_two_ranks_train_the_same_run(trained, deepspeed):
+def test_two_ranks_train_the_same_run(bmscale, trained, deepspeed):
     """Without dropout, whose masks belong to a rank, two ranks give the run of one: with text in the loop as well."""
     runs = {}
     for name, ranks, choice in ((f"{deepspeed}-alone", 1, "none"), (f"{deepspeed}-two", 2, deepspeed)):
@@ -104,7 +103,7 @@ def test_two_ranks_train_the_same_run(trained, deepspeed):
         assert torch.allclose(tensor, weights(runs[1])[name], atol=2e-5), name
 
 
-def test_offload_trains_the_same_run(trained):
+def test_offload_trains_the_same_run(bmscale, trained):
     """Optimizer and parameters in host memory, through DeepSpeed's own Adam."""
     settings = ["model.dropout=0.0", "training.max_steps=4", "evaluation.pairs=0"]
     for choice in ("none", "zero2_offload", "zero3_offload"):
@@ -116,14 +115,14 @@ def test_offload_trains_the_same_run(trained):
             assert other == pytest.approx(one, rel=1e-4)
 
 
-def test_bf16_and_activation_checkpointing_train(trained):
+def test_bf16_and_activation_checkpointing_train(bmscale, trained):
     settings = ["training.precision=bf16", "training.activation_checkpointing=true", "run=runs/bf16"]
     bmscale("train", "tiny.yaml", *settings, folder=trained)
     fp32, bf16 = (metrics(trained / "runs" / name)[-1]["valid_loss"] for name in ("tiny", "bf16"))
     assert bf16 == pytest.approx(fp32, rel=0.02)
 
 
-def test_early_stopping(trained):
+def test_early_stopping(bmscale, trained):
     settings = ["run=runs/early", "training.optimizer.learning_rate=1.0e-12", "training.max_steps=50"]
     more = ["training.early_stopping_patience=2", "evaluation.every_steps=2", "evaluation.pairs=0"]
     result = bmscale("train", "tiny.yaml", *settings, *more, folder=trained)
@@ -133,7 +132,7 @@ def test_early_stopping(trained):
     assert "already" in bmscale("train", "tiny.yaml", *settings, *more, folder=trained).stderr
 
 
-def test_a_longer_run_goes_on(trained):
+def test_a_longer_run_goes_on(bmscale, trained):
     shutil.copytree(trained / "runs/tiny", trained / "runs/longer")
     bmscale("train", "tiny.yaml", "run=runs/longer", "training.max_steps=14", folder=trained)
     assert metrics(trained / "runs/longer")[-1]["step"] == 14
@@ -142,7 +141,7 @@ def test_a_longer_run_goes_on(trained):
     assert record["total_steps"] == 14
 
 
-def test_best_follows_the_selected_score(trained):
+def test_best_follows_the_selected_score(bmscale, trained):
     settings = ["evaluation.select=chrf", "evaluation.every_steps=3", "run=runs/chrf"]
     bmscale("train", "tiny.yaml", *settings, folder=trained)
     validations = [line for line in metrics(trained / "runs/chrf") if "chrf" in line]
