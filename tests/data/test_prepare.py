@@ -288,10 +288,6 @@ def test_configuration():
             DataConfig.model_validate(base | {"train": "a.tsv", "valid": "v.tsv"} | wrong)
 
 
-def _crash(_: int) -> int:
-    os._exit(9)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize(("sign", "everyone"), [(signal.SIGINT, True), (signal.SIGKILL, False)])
 def test_interrupted_runs_end_with_their_workers(settings, tmp_path, sign, everyone):

@@ -1,9 +1,15 @@
 """Worker processes: order, bounded memory, errors."""
 
+import os
+
 import pytest
 
 from bmscale.data.workers import Workers
 from bmscale.errors import BadInput, BmscaleError
+
+
+def _crash(_: int) -> int:
+    os._exit(9)
 
 
 def _square(number: int) -> int:
