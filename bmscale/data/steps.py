@@ -10,6 +10,7 @@ stage never move the data order, and resuming is arithmetic on the step number.
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +20,17 @@ from bmscale.errors import BadInput
 Ids = NDArray[np.int64]
 Lengths = NDArray[np.int32]
 
-# An epoch is shuffled, then sorted by length inside pools of this many steps. Measured on 35,000 pairs of package
-# descriptions with 2,048 and 4,096 tokens a step: 8 steps leave 16-19 % padding, 64 steps 6-8 %, the epoch 4 %; but
-# the larger the pool, the more the same pairs meet again in every epoch.
+# An epoch is shuffled, then sorted by length inside pools of this many steps. The larger the pool the less padding, but
+# the more the same pairs meet again in every epoch.
 POOL_STEPS = 64
 
+# A step is made of this many bundles of alike length, drawn from all over the epoch. Steps of one length alone pad
+# least but learn worst: after 400 steps of 1,536 tokens a small model stood at 5.04 nats a token on held-out text, and
+# at 4.79 with pairs in random order, where a third of the slots is padding. Four bundles keep padding below 10 %.
+BUNDLES_PER_STEP = 4
+
 # Target lengths within this factor of each other count as equal, and are ordered by source length: sorting by the
-# target alone leaves the sources ragged (9-12 % padding where this leaves 6-8 %).
+# target alone leaves the sources ragged (half as much padding again on 35,000 pairs of package descriptions).
 LENGTH_RATIO = 1.1
 
 
@@ -49,11 +54,22 @@ class _Epoch:
     starts: Ids
 
 
+def _fill(sizes: NDArray[Any], budget: int) -> Ids:
+    """Cut items, in order, into parts of at most `budget` in sum, or of one item that is larger: cuts, with 0 and n."""
+    ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    cuts = [0]
+    while cuts[-1] < len(sizes):
+        last = int(np.searchsorted(ends, ends[cuts[-1]] + budget, side="right")) - 1
+        cuts.append(max(last, cuts[-1] + 1))
+    return np.array(cuts)
+
+
 class StepPlan:
     """The pairs of every global step: a pure function of (lengths, seed, tokens_per_step, step).
 
     `tokens_per_step` bounds the target tokens of a step, the end of sentence included and padding not. A step never
-    crosses an epoch; the last of an epoch is smaller; each pair comes exactly once an epoch.
+    crosses an epoch; the last of an epoch is smaller; each pair comes exactly once an epoch. Within a step, pairs come
+    in a few bundles of alike length.
 
     Raises BadInput when a single pair is longer than a step, or when there are no pairs.
     """
@@ -79,21 +95,12 @@ class StepPlan:
         pool = (np.cumsum(targets) - targets) // (POOL_STEPS * self.tokens_per_step)
         order = shuffled[length_order(self.source_lengths[shuffled], targets.astype(np.int32), pool)]
 
-        ends = np.concatenate([[0], np.cumsum(self.target_lengths[order], dtype=np.int64)])
-        starts = [0]
-        while starts[-1] < len(order):
-            budget = ends[starts[-1]] + self.tokens_per_step
-            starts.append(int(np.searchsorted(ends, budget, side="right")) - 1)
-        return self._shuffle_steps(generator, order, np.array(starts))
-
-    @staticmethod
-    def _shuffle_steps(generator: np.random.Generator, order: Ids, starts: Ids) -> _Epoch:
-        """Long and short steps in random order; the last one, which is smaller, stays last."""
-        full = len(starts) - 2
-        which = np.append(generator.permutation(full), full)
-        pieces = [order[starts[step] : starts[step + 1]] for step in which]
-        sizes = np.array([len(piece) for piece in pieces])
-        return _Epoch(np.concatenate(pieces), np.concatenate([[0], np.cumsum(sizes)]))
+        bundles = _fill(self.target_lengths[order], max(1, self.tokens_per_step // BUNDLES_PER_STEP))
+        pieces = [order[begin:end] for begin, end in pairwise(bundles.tolist())]
+        pieces = [pieces[index] for index in generator.permutation(len(pieces))]
+        tokens = np.array([int(self.target_lengths[piece].sum()) for piece in pieces])
+        sizes = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
+        return _Epoch(np.concatenate(pieces), sizes[_fill(tokens, self.tokens_per_step)])
 
     def steps_in_epoch(self, epoch: int) -> int:
         """How many steps the epoch has; epochs differ by a few."""
