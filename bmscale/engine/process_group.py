@@ -5,22 +5,29 @@ refused here: on a machine without a GPU it would train one independent copy per
 `accelerate launch --cpu --num_processes 2` starts one process only.
 """
 
+import contextlib
 import logging
 import os
 import socket
+import sys
+import time
 import warnings
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.utils.cpp_extension
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
 from bmscale.errors import BadInput, LostRank
 
 log = logging.getLogger("bmscale")
+
+STALE_LOCK_SECONDS = 900
 
 
 def launched_world_size(environment: Mapping[str, str]) -> int:
@@ -63,6 +70,32 @@ def _stand_alone(world_size: int) -> None:
         os.environ.setdefault(name, value)
 
 
+def _remove_stale_locks() -> None:
+    """Remove locks that a killed run left on DeepSpeed's C++ operators: every later run would wait for ever.
+
+    A lock is stale when no process of this machine has it open. Where other machines may share the folder, or /proc
+    does not tell, it is when it is older than any build takes.
+    """
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or torch.utils.cpp_extension.get_default_build_root())
+    alone = os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE") and sys.platform == "linux"
+    held = _open_files() if alone else None
+    for lock in [*root.glob("*/lock"), *root.glob("*/*/lock")]:
+        with contextlib.suppress(OSError):  # it may go away while we look at it
+            age = time.time() - lock.stat().st_mtime
+            if age > STALE_LOCK_SECONDS if held is None else age > 2 and str(lock.resolve()) not in held:
+                log.warning("removed %s, left behind by a run that was killed", lock)
+                lock.unlink()
+
+
+def _open_files() -> set[str]:
+    """Paths that processes of this machine have open, as far as we may see."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            found.add(os.readlink(link))
+    return found
+
+
 def start(deepspeed_config: dict[str, Any] | None, precision: str, timeout_minutes: float = 30.0) -> Accelerator:
     """Start the process group, through DeepSpeed when a configuration is given.
 
@@ -72,6 +105,8 @@ def start(deepspeed_config: dict[str, Any] | None, precision: str, timeout_minut
     plugin, handlers = None, []
     if deepspeed_config is not None:
         _stand_alone(expected)
+        if os.environ.get("LOCAL_RANK") == "0":
+            _remove_stale_locks()
         # Without it DeepSpeed's shared-memory collectives on CPU stay off.
         os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if not torch.cuda.is_available():

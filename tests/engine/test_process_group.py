@@ -1,8 +1,11 @@
 """What launchers say, and what is refused."""
 
+import os
+import time
+
 import pytest
 
-from bmscale.engine.process_group import launched_rank, launched_world_size
+from bmscale.engine.process_group import _remove_stale_locks, launched_rank, launched_world_size
 from bmscale.errors import BadInput
 
 
@@ -25,3 +28,19 @@ def test_with_one_it_says_how_many():
 def test_half_launched_is_refused(environment, message):
     with pytest.raises(BadInput, match=message):
         launched_world_size(environment)
+
+
+def test_locks_of_killed_runs_are_removed(tmp_path, monkeypatch, caplog):
+    """DeepSpeed's build lock has no owner: a run that is killed while it holds one would stop every later run."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    stale, held, fresh = (tmp_path / name / "lock" for name in ("stale", "held", "fresh"))
+    for lock in (stale, held, fresh):
+        lock.parent.mkdir()
+        lock.touch()
+    for lock in (stale, held):
+        os.utime(lock, (time.time() - 30, time.time() - 30))
+    with held.open():
+        _remove_stale_locks()
+    assert not stale.exists()
+    assert held.exists()
+    assert fresh.exists()
