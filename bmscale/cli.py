@@ -4,17 +4,22 @@ Imports stand inside the commands, so that `bmscale --help` answers at once and 
 """
 
 import argparse
+import errno
 import json
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from bmscale import __version__
 from bmscale.errors import BadInput, BmscaleError, OutOfMemory
+
+if TYPE_CHECKING:
+    from bmscale.inference.translator import SearchOptions
 
 log = logging.getLogger("bmscale")
 
@@ -40,13 +45,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except MemoryError:
-        return _fail("out of memory", 4)
+        return _fail("out of memory", OutOfMemory.exit_code)
+    except OSError as error:
+        # A disk that is full is no mistake of the user's; a file that cannot be opened or made is.
+        code = 1 if error.errno == errno.ENOSPC else BadInput.exit_code
+        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", code)
 
 
 def _fail(message: str, code: int) -> int:
-    """Say why, on the main rank only: with many ranks the same message many times hides it."""
-    if os.environ.get("RANK", "0") == "0":
+    """Say why, once a node: with many ranks the same message many times would hide it."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
         print(f"bmscale: error: {message}", file=sys.stderr, flush=True)
+    elif os.environ.get("LOCAL_RANK") == "0" or code != BadInput.exit_code:
+        print(f"bmscale: rank {rank}: error: {message}", file=sys.stderr, flush=True)
     return code
 
 
@@ -144,7 +156,7 @@ def _train(options: argparse.Namespace) -> None:
     except BaseException as error:
         code = _exit_code(error)
         record.write_exit(run, code, str(error) or type(error).__name__)
-        if isinstance(error, BmscaleError | KeyboardInterrupt):
+        if isinstance(error, BmscaleError | KeyboardInterrupt | OSError):
             raise
         traceback.print_exc()
         raise BmscaleError(f"{type(error).__name__}: {error}", code) from None
@@ -161,6 +173,8 @@ def _exit_code(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
         return OutOfMemory.exit_code
+    if isinstance(error, OSError) and error.errno != errno.ENOSPC:
+        return BadInput.exit_code
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
@@ -168,6 +182,12 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--beam-size", type=int, help="hypotheses kept; 1 is greedy")
     parser.add_argument("--length-penalty", type=float, help="exponent of the length; above 1 favours long ones")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+
+
+def _with_given(search: "SearchOptions", options: argparse.Namespace) -> "SearchOptions":
+    """The options of the search with what the command line gave."""
+    given = {"beam_size": options.beam_size, "length_penalty": options.length_penalty}
+    return replace(search, **{name: value for name, value in given.items() if value is not None})
 
 
 def _add_evaluate(commands: Commands) -> None:
@@ -186,7 +206,7 @@ def _add_evaluate(commands: Commands) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from bmscale.config import Document, validate
     from bmscale.data.corpus import CorpusConfig
-    from bmscale.evaluation.evaluate import evaluate, with_overrides
+    from bmscale.evaluation.evaluate import evaluate
     from bmscale.experiment import RunFolder
     from bmscale.inference.translator import SearchOptions
     from bmscale.training import record
@@ -200,7 +220,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         experiment,
         tests or config.test,
         which=options.model,
-        options=with_overrides(search, options.beam_size, options.length_penalty),
+        options=_with_given(search, options),
         device=options.device,
     )
     print(json.dumps(results, indent=2, ensure_ascii=False))
@@ -213,17 +233,13 @@ def _add_translate(commands: Commands) -> None:
 
 
 def _translate(options: argparse.Namespace) -> None:
-    from bmscale.inference.translator import Translator
+    from bmscale.inference.translator import SearchOptions, Translator
 
+    search = _with_given(SearchOptions(), options)
     translator = Translator.from_pretrained(options.model, device=options.device)
-    search = {
-        name: value
-        for name, value in (("beam_size", options.beam_size), ("length_penalty", options.length_penalty))
-        if value is not None
-    }
     # Bytes that are not UTF-8 must not end a pipe of millions of lines: they become U+FFFD.
     lines = (line.decode("utf-8", errors="replace").rstrip("\r\n") for line in sys.stdin.buffer)
     chunk = 1 if sys.stdin.isatty() else 512
-    for translation in translator.translate_stream(lines, chunk_lines=chunk, **search):
+    for translation in translator.translate_stream(lines, chunk_lines=chunk, **vars(search)):
         sys.stdout.buffer.write(translation.encode("utf-8", errors="replace") + b"\n")
         sys.stdout.buffer.flush()

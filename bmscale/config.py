@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bmscale.errors import BadInput
 
 KeyPath = tuple[str, ...]
+MOST_LEVELS = 20
 PRESETS = Path(__file__).parent / "presets"
 
 # ds_configs, launch and slurm lie beside the package in a clone, and inside it where pip put it.
@@ -58,8 +59,8 @@ class _Loader(yaml.SafeLoader):
 for _tag, _pattern, _first in (
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
     ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-    ("int", r"^[-+]?[0-9][0-9_]*$", "-+0123456789"),
-    ("float", r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
+    ("int", r"^[-+]?[0-9]+(?:_[0-9]+)*$", "-+0123456789"),
+    ("float", r"^[-+]?(?:[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
     ("merge", r"^(?:<<)$", "<"),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
@@ -83,6 +84,10 @@ class Document:
 
     def place(self, path: KeyPath) -> str:
         """The place of the nearest enclosing key that was written somewhere, or an empty string."""
+        if path not in self.where:  # an override below this key is the likelier culprit than the file above it
+            below = [where for key, where in self.where.items() if key[: len(path)] == path and "override" in where]
+            if below:
+                return below[-1]
         for length in range(len(path), -1, -1):
             if path[:length] in self.where:
                 return self.where[path[:length]]
@@ -111,11 +116,11 @@ def read_yaml(path: Path) -> Document:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: must be UTF-8; byte {error.start} is {error.object[error.start]:#04x}") from None
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
-            return Document()
+            return Document({}, {(): str(path)})
         if not isinstance(root, yaml.MappingNode):
             raise BadInput(f"{path}:{root.start_mark.line + 1}: must be a mapping of keys to values")
         where: dict[KeyPath, str] = {(): str(path)}
@@ -125,14 +130,19 @@ def read_yaml(path: Path) -> Document:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise BadInput(f"{path}{line}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not YAML: {error}") from None
-    finally:
-        loader.dispose()
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
+        # What PyYAML's constructors raise for `!!int abc` and its like.
+        raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise BadInput(f"{path}: nested deeper than {MOST_LEVELS} levels") from None
 
 
 def _record(node: yaml.Node, path: KeyPath, where: dict[KeyPath, str], file: Path) -> None:
     """Note the line of every key below `node`, refusing keys given twice (PyYAML would keep the last in silence)."""
+    if len(path) > MOST_LEVELS:
+        raise BadInput(
+            f"{file}:{node.start_mark.line + 1}: nested deeper than {MOST_LEVELS} levels, or an alias of itself"
+        )
     if isinstance(node, yaml.SequenceNode):
         for index, child in enumerate(node.value):
             where[(*path, str(index))] = f"{file}:{child.start_mark.line + 1}"
@@ -162,12 +172,12 @@ def read_overrides(overrides: Iterable[str]) -> Document:
             raise BadInput(f"override '{text}': must have the form key.sub=value, such as training.seed=3")
         try:
             value = yaml.load(value_text, Loader=_Loader)
-        except yaml.YAMLError:
-            raise BadInput(f"override '{text}': the value is not YAML; put it in quotes") from None
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            raise BadInput(f"override '{text[:80]}': the value is not YAML; put it in quotes") from None
         nested: Any = value
         for key in reversed(path):
             nested = {key: nested}
-        document = document.layer(Document(nested, {path: f"override '{text}'"}))
+        document = document.layer(Document(nested, {path: f"override '{text[:80]}'"}))
     return document
 
 
@@ -242,7 +252,12 @@ def validate(section: type[Section], document: Document) -> Section:
 
 def _render(section: type[BaseModel], document: Document, item: Any) -> str:
     """One mistake as `place: key.path: what must hold; got …`."""
-    path = tuple(str(part) for part in item["loc"] if _is_key(part, document))
+    *outer, last = item["loc"] or ("",)
+    # An unknown key is shown whatever it looks like; elsewhere pydantic adds names of types to the location.
+    kept = [part for part in outer if _is_key(part)] + (
+        [last] if item["type"] == "extra_forbidden" or _is_key(last) else []
+    )
+    path = tuple(str(part) for part in kept)
     name, place = ".".join(path), document.place(path)
     prefix = f"{place}: {name}" if name else place
     kind, given = item["type"], item["input"]
@@ -265,8 +280,8 @@ def _choices(item: Any) -> list[str]:
     return [word.strip(" '") for word in text.replace(" or ", ",").split(",") if word.strip()]
 
 
-def _is_key(part: object, document: Document) -> bool:
-    """Pydantic puts names of union members and validators into the location; only real keys are shown."""
+def _is_key(part: object) -> bool:
+    """Whether a part of pydantic's location is a key of ours, and not the name of a union's member or a validator."""
     return isinstance(part, int) or (isinstance(part, str) and part.isidentifier() and not part[0].isupper())
 
 

@@ -1,7 +1,7 @@
 """Every mistake a person makes: one clear message, exit code 2, no traceback, nothing written."""
 
+import io
 import lzma
-import os
 import re
 import shutil
 import subprocess
@@ -56,7 +56,7 @@ data:
   target_language: de
   train: train.tsv
   valid: valid.tsv
-  tokenizer: {vocabulary_size: 60}
+  tokenizer: {vocabulary_size: 50}
 model: {hidden_size: 16, num_attention_heads: 2, num_encoder_layers: 1, num_decoder_layers: 1}
 training:
   tokens_per_step: 200
@@ -166,7 +166,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "JSONL without the key": (write("bad.jsonl", '{"en": "a", "fr": "b"}\n'), f"prepare x.yaml data.train=bad.jsonl {FRESH}", r"bad\.jsonl:1: .*'de'"),
     "truncated archive": (write("cut.tsv.xz", lzma.compress(corpus(500).encode())[:-40]), f"prepare x.yaml data.train=cut.tsv.xz {FRESH}", r"cut\.tsv\.xz: "),
     "vocabulary too large": (nothing, f"prepare x.yaml data.tokenizer.vocabulary_size=5000 {FRESH}", r"data\.tokenizer\.vocabulary_size: .*at most \d+ pieces, got 5,000"),
-    "other data in the folder": (nothing, "prepare x.yaml data.tokenizer.vocabulary_size=50", r"prepared.*vocabulary_size"),
+    "other data in the folder": (nothing, "prepare x.yaml data.tokenizer.vocabulary_size=45", r"prepared.*vocabulary_size"),
     # training
     "data not prepared": (remove("prepared"), "train x.yaml", r"prepared.*bmscale prepare"),
     "data truncated": (lambda: cut(str(next(Path("prepared/train").glob("*.bin"))), 4)(), "train x.yaml", r"prepared/train"),
@@ -175,6 +175,11 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "positions shorter than a sentence": (nothing, "train x.yaml model.max_position_embeddings=4", r"model\.max_position_embeddings: must hold the longest"),
     "unknown ds_config": (nothing, "train x.yaml training.deepspeed=zero22 run=runs/new", r"training\.deepspeed: no such file or name: 'zero22'; did you mean 'zero2'"),
     "contradicting ds_config": (write("ds.json", '{"zero_optimization": {"stage": 2}, "train_batch_size": 64}'), "train x.yaml training.deepspeed=ds.json run=runs/new", r"ds\.json: train_batch_size: must be absent or 1, .*; got 64"),
+    "prepared from other data": (nothing, "train x.yaml data.source_language=fr run=runs/new", r"prepared: was prepared from another configuration; data\.source_language: was 'en', now 'fr'"),
+    "section of a ds_config that is no mapping": (write("ds.json", '{"zero_optimization": {"stage": 2}, "bf16": true}'), "train x.yaml training.deepspeed=ds.json run=runs/new", r"ds\.json: bf16: must be a mapping; got True"),
+    "misspelt key in a ds_config": (write("ds.json", '{"zero_optimization": {"stage": 2, "overlap_com": true}}'), "train x.yaml training.deepspeed=ds.json run=runs/new", r"ds\.json: zero_optimization\.overlap_com: .*did you mean 'overlap_comm'"),
+    "run folder that cannot be made": (nothing, "train x.yaml run=train.tsv/run", r"train\.tsv"),
+    "test sets of one name": (lambda: (shutil.copytree("runs", "a"), shutil.copy("valid.tsv", "a/valid.tsv")), "evaluate runs/x --test valid.tsv --test a/valid.tsv", r"two are called 'valid'"),
     "run of another experiment": (nothing, "train x.yaml training.seed=5 training.optimizer.learning_rate=0.5", r"runs/x: holds a run of another experiment; training\.seed: the run has 0, now 5; training\.optimizer\.learning_rate: the run has 0\.001, now 0\.5"),
     "folder that is no run": (stranger, "train x.yaml run=runs/other", r"runs/other: is not empty and holds no run\.yaml"),
     "schedule changed under a run": (nothing, "train x.yaml training.schedule.type=cosine training.max_steps=9", r"--new-schedule"),
@@ -200,13 +205,13 @@ def test_mistake(mistake, work, capsys, monkeypatch):
     apply, command, message = MISTAKES[mistake]
     apply()
     before = tree(work)
-    monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115 - closed with the test's process
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     code = main(command.split())
     output = capsys.readouterr()
     assert code == 2, output.err
     assert output.out == ""
     assert "Traceback" not in output.err
-    assert output.err.startswith("bmscale: error: "), output.err
+    assert len(re.findall("^bmscale: error: ", output.err, re.MULTILINE)) == 1, output.err
     assert re.search(message, output.err, re.DOTALL), output.err
     assert tree(work) == before, "something was written"
 

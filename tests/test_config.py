@@ -76,6 +76,13 @@ def test_layers_win_key_by_key(tmp_path):
         ("preset: toyy\n", r"x\.yaml:1: preset: 'toyy': no preset of that name; did you mean 'toy'"),
         ("extends: y.yaml\n", r"x\.yaml:1: extends: no such file: .*y\.yaml"),
         ("extends: x.yaml\n", r"extends itself"),
+        ("Training: 1\n", r"x\.yaml:1: Training: unknown key"),
+        ("inner:\n  na-me: 1\n", r"x\.yaml:2: inner\.na-me: unknown key; did you mean 'name'"),
+        ("seed: 1__0\n", r"x\.yaml:1: seed: must be a valid integer; got '1__0'"),
+        ("seed: !!int abc\n", r"x\.yaml: not YAML"),
+        ("inner: &a {name: *a}\n", r"not YAML|nested deeper"),
+        ("seed: \0\n", r"x\.yaml: not YAML"),
+        ("inner: " + "[" * 5000, r"x\.yaml: ?.*(nested|not YAML)"),
     ],
 )
 def test_mistakes_name_line_key_and_nearest(tmp_path, text, message):
@@ -94,6 +101,10 @@ def test_all_mistakes_are_told_at_once(tmp_path):
 def test_overrides_name_themselves():
     with pytest.raises(BadInput, match=r"override 'inner\.rat=1': inner\.rat: unknown key"):
         validate(Outer, read_overrides(["inner.rat=1"]))
+    with pytest.raises(BadInput, match=r"override 'inner\.name\.x=1': inner\.name: must be a valid string"):
+        validate(Outer, read_overrides(["inner.name.x=1"]))
+    with pytest.raises(BadInput, match="the value is not YAML"):
+        read_overrides(["seed=!!int x"])
     with pytest.raises(BadInput, match="must have the form key"):
         read_overrides(["seed"])
     with pytest.raises(BadInput, match="must have the form key"):

@@ -80,7 +80,7 @@ class Grammar(Phrases):
         """One pair, capitalised; the construction brings its final mark."""
         while True:
             english, german = self.pick(self.constructions)()
-            if MIN_BLANKS <= english.count(" ") <= MAX_BLANKS:
+            if MIN_BLANKS <= english.count(" ") <= MAX_BLANKS and not stumbles(english):
                 break
         return english[0].upper() + english[1:], german[0].upper() + german[1:]
 
@@ -99,11 +99,11 @@ class Grammar(Phrases):
     def departure(self) -> Pair:
         """The train to Berlin departs at eight o'clock: Der Zug nach Berlin fährt um acht Uhr ab."""
         noun = self.pick(words.GROUPS["public"][:3])
-        city, german_city = self.pick(words.CITIES)
+        city, german_city = self.to_city(noun)
         english, german = forms.noun_phrase(noun, self.pick((forms.THE, forms.THIS)), NOM)
-        subject = Phrase(f"{english} to {city}", f"{german} nach {german_city}")
+        subject = Phrase(f"{english} {city}", f"{german} {german_city}")
         mood = self.pick(INVARIABLE)
-        time = self.pick(words.CLOCK) if self.chance(0.6) else self.time(mood)
+        time = self.pick(words.CLOCK) if self.chance(0.6) else self.time(mood, DEPART)
         clause = Clause(subject, Predicate(DEPART), mood, time=time)
         return f"{clause.english()}.", f"{clause.german()}."
 
@@ -116,9 +116,9 @@ class Grammar(Phrases):
         return f"{clause.english()}.", f"{clause.german()}."
 
     def asked_subject(self) -> Phrase:
-        """Whom a question is about; hardly the speaker."""
-        subject = self.person(NOM)
-        return subject if subject.person not in (0, 3) and not subject.english.startswith("every") else YOU
+        """Whom a question is about: somebody certain, hardly the speaker."""
+        subject = self.person(NOM, definite=True)
+        return subject if subject.person not in (0, 3) else YOU
 
     def yes_no_question(self) -> Pair:
         """Does he read the book? Liest er das Buch?"""
@@ -142,7 +142,7 @@ class Grammar(Phrases):
         moving = self.chance(0.35)
         verb = self.pick(MOVING if moving else RESTING)
         mood = self.mood(verb, subject.person, False, "")
-        time = self.time(mood) if verb.use != "s" and self.chance(0.3) else NOTHING
+        time = self.time(mood, verb) if verb.use != "s" and self.chance(0.3) else NOTHING
         clause = Clause(subject, Predicate(verb, verb.rest), mood, time=time)
         return f"where {clause.english_question()}?", f"{'wohin' if moving else 'wo'} {clause.german_inverted()}?"
 
@@ -154,7 +154,8 @@ class Grammar(Phrases):
         if draw < 0.35:
             english, german = "what", "was"
         elif draw < 0.7 or noun.mass:
-            english, german = forms.noun_phrase(noun, forms.WHICH, ACC, False, self.adjective(noun.kind, 0.2))
+            plural = noun in words.GROUPS["pair"]
+            english, german = forms.noun_phrase(noun, forms.WHICH, ACC, plural, self.adjective(noun.kind, 0.2))
         else:
             english, german = forms.noun_phrase(noun, forms.HOW_MANY, ACC, True)
         clause = self.verb_clause(verb, self.asked_subject())
@@ -163,7 +164,7 @@ class Grammar(Phrases):
     def verb_clause(self, verb: Verb, subject: Phrase, particle: bool = True) -> Clause:
         """The verb without its object, which stands elsewhere; sometimes with a time."""
         mood = self.mood(verb, subject.person, False, "")
-        time = self.time(mood) if verb.use == "a" and self.chance(0.35) else NOTHING
+        time = self.time(mood, verb) if verb.use == "a" and self.chance(0.35) else NOTHING
         if verb.rest and time[0].startswith(f"{verb.rest} "):
             time = NOTHING  # "the lamp that he turns on on Fridays" stumbles.
         return Clause(subject, Predicate(verb, verb.rest if particle else ""), mood, time=time)
@@ -209,8 +210,10 @@ class Grammar(Phrases):
                 adverbs=adverbs,
                 action=timed,
             )
-        sub = sub.bare()
-        if self.chance(0.4):
+        sub = sub.bare().without_reason() if english == "because" else sub.bare()
+        # Last, after "asks Maria", the clause would be what is asked: ob and wann, not wenn and als.
+        asked = main.predicate.verb.base == "ask" and english in ("if", "when")
+        if asked or self.chance(0.4):
             sentence = f"{english} {sub.english()}, {main.english()}."
             return sentence, f"{german} {sub.german_last()}, {main.german_inverted()}."
         return f"{main.english()} {english} {sub.english()}.", f"{main.german()}, {german} {sub.german_last()}."
@@ -219,7 +222,9 @@ class Grammar(Phrases):
         """says that ..., does not know where ...: dass, ob and other indirect questions."""
         verb, kind, tense, inner_tense, negated = self.pick(REPORTS)
         subject = self.person(NOM)
-        inner = self.clause(self.again(subject), tense=inner_tense, adverbs=kind != "ask" or self.chance(0.4)).bare()
+        # Nobody asks what he does himself.
+        who = self.person(NOM, subject) if verb.base == "ask" else self.again(subject)
+        inner = self.clause(who, tense=inner_tense, adverbs=kind != "ask" or self.chance(0.4)).bare()
         if kind == "will":
             inner = inner._replace(mood="will")
         english, german = "that", "dass"
@@ -284,7 +289,7 @@ class Grammar(Phrases):
 
     def definite(self, noun: Noun, case: int, described: float = 0.3) -> Phrase:
         """The thing or things that more is told about; with an adjective in this share of cases."""
-        plural = not noun.mass and self.chance(0.3)
+        plural = noun in words.GROUPS["pair"] or (not noun.mass and self.chance(0.3))
         english, german = forms.noun_phrase(noun, forms.THE, case, plural, self.adjective(noun.kind, described))
         return Phrase(english, german, column=forms.PLURAL if plural else noun.gender, noun=noun)
 
@@ -294,7 +299,8 @@ class Grammar(Phrases):
         person = THEY if noun.column == forms.PLURAL else THIRD
         draw = self.random()
         if draw < 0.55:
-            clause = self.clause(Phrase("who", relative[NOM], person), adverbs=self.chance(0.5)).bare()
+            who = noun._replace(english="who", german=relative[NOM], person=person)
+            clause = self.clause(who, adverbs=self.chance(0.5)).bare()
             return clause.english(), clause.german_last()
         subject = self.person(NOM, noun)
         if subject.is_pronoun and subject.pronoun in (2, 3, 5):
@@ -322,7 +328,8 @@ class Grammar(Phrases):
         if self.chance(0.3):
             third = self.clause(
                 self.again(second.subject), tense=PAST if tense == PAST else PRESENT, adverbs=self.chance(0.3)
-            ).bare()
+            )
+            third = third.bare().without_reason()
             end_english, end_german = f" because {third.english()}", f", weil {third.german_last()}"
         return (
             f"{first.english()}, {english} {second.english()}{end_english}.",
@@ -340,7 +347,7 @@ class Grammar(Phrases):
             if inner.verb.use == "a" and not (purpose and inner.verb.german["past"][0][0] == "bin"):
                 break
         english = f"{inner.verb.base} {inner.english}"
-        german = joined(inner.pronouns, inner.objects, inner.complement, inner.verb.zu)
+        german = joined(inner.pronouns, inner.known, inner.objects, inner.complement, inner.verb.zu)
         if purpose:
             outer = self.clause(subject, frame="motion", negatable=False, adverbs=False)
             return f"{outer.english()} in order to {english}.", f"{outer.german()}, um {german}."
@@ -355,12 +362,14 @@ class Grammar(Phrases):
         """is older than: ist älter als; is as old as: ist so alt wie."""
         kind = self.pick(("person", "animal", "thing", "clothes", "vehicle"))
         if kind == "person":
-            subject = self.person(NOM)
+            subject = self.person(NOM, definite=True)
             other = self.person_noun(NOM, subject, definite=True)
         else:
             subject, other = (self.definite(self.pick(words.GROUPS[kind]), NOM, described=0) for _ in range(2))
             if subject.column == forms.PLURAL:
                 subject = subject._replace(person=THEY)
+        if subject.is_child and "her" in other.english.split():
+            return self.comparison()
         if subject.english == other.english or (subject.noun is not None and subject.noun is other.noun):
             return self.comparison()
         adjective = self.pick(COMPARED[kind])
@@ -385,14 +394,16 @@ class Grammar(Phrases):
             noun = self.pick(words.GROUPS["animal"])
             ground = self.pick(words.GROUPS["open_air"])
         adjective = self.adjective(noun.kind, 0.4)
+        while adjective in words.ADJECTIVES_OF["state"]:
+            adjective = self.adjective(noun.kind, 1.0)
         # One adjective is enough: "an empty hotel in the empty city" would be too many.
         ground_english, ground_german = forms.noun_phrase(ground, forms.THE, DAT)
         where = f"{ground.prepositions[0]} {ground_english}"
         wo = forms.contract(ground.prepositions[1], ground_german)
-        plural = self.chance(0.45)
-        determiner = self.pick(
-            (forms.NO, forms.MANY, self.pick(words.COUNTS)) if plural else (forms.A, forms.A, forms.NO)
-        )
+        plural = self.chance(0.8 if noun.kind == "animal" else 0.45)
+        # "Es gibt" tells of what is there to stay, which one animal is not.
+        one = (forms.NO,) if noun.kind == "animal" else (forms.A, forms.A, forms.NO)
+        determiner = self.pick((forms.NO, forms.MANY, self.pick(words.COUNTS)) if plural else one)
         english, german = forms.noun_phrase(noun, determiner, ACC, plural, adjective)
         past = self.chance(0.3)
         be = (forms.BE_PAST if past else forms.BE_PRESENT)[THEY if plural else THIRD]
@@ -414,6 +425,11 @@ class Grammar(Phrases):
         return f"{clause.english()}.", f"{clause.german()}."
 
 
+def stumbles(english: str) -> bool:
+    """Whether it asks the hearer what he should do, or names somebody twice where people say "he"."""
+    return "should you " in english or any(english.count(name) > 1 for name, _ in words.NAMES)
+
+
 def things_of(verb: Verb) -> tuple[Noun, ...]:
     """The nouns that the verb takes, people aside."""
     return THINGS_OF[verb.zu]
@@ -424,7 +440,12 @@ def _verb(base: str) -> Verb:
     return next(verb for verb in words.FRAMES["clausal"] if verb.base == base)
 
 
-RELATIVE_HEADS = (*words.GROUPS["social"], *words.GROUPS["role"], *words.GROUPS["youth"])
+# A friend is always somebody's.
+RELATIVE_HEADS = tuple(
+    noun
+    for noun in (*words.GROUPS["social"], *words.GROUPS["role"], *words.GROUPS["youth"])
+    if noun.english != "friend"
+)
 YOU = Phrase("you", "du", 1, 1, is_pronoun=True)
 
 

@@ -32,7 +32,7 @@ MIXED: Declension = (("er", "en", "en", "en"), ("e", "e", "en", "en"), ("es", "e
 DER_WORD: Declension = (("er", "en", "em", "es"), STRONG[1], ("es", "es", "em", "es"), STRONG[3])
 EIN_WORD: Declension = (("", "en", "em", "es"), STRONG[1], ("", "", "em", "es"), STRONG[3])
 RELATIVE = (("der", "den", "dem"), ("die", "die", "der"), ("das", "das", "dem"), ("die", "die", "denen"))
-CONTRACTIONS = {"in dem": "im", "an dem": "am", "in das": "ins", "zu dem": "zum", "zu der": "zur"}
+CONTRACTIONS = {"in dem": "im", "an dem": "am", "in das": "ins", "an das": "ans", "zu dem": "zum", "zu der": "zur"}
 CONTRACTIONS |= {"von dem": "vom"}
 
 
@@ -79,7 +79,7 @@ class Pronoun(NamedTuple):
 
 class Verb(NamedTuple):
     """A verb in both languages. ``english[mood][person]`` is what ``english_forms`` returns, ``german[mood][person]``
-    what ``german_forms`` returns; ``moves`` says that ``rest`` follows a pronoun object. ``use`` is its column of the
+    what ``german_forms`` returns; ``moves`` says that ``rest`` follows the object. ``use`` is its column of the
     table, ``tags`` and ``nouns`` what its frame takes (objects or places), ``extra`` the columns after these."""
 
     base: str

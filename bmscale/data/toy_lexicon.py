@@ -89,12 +89,14 @@ NOUNS = {
     "text": """
         book books n Buch Buches Bücher lay,small
         letter letters m Brief Briefes Briefe lay,written,open,sent
-        newspaper newspapers f Zeitung Zeitung Zeitungen lay
         poem poems n Gedicht Gedichts Gedichte written
         story stories f Geschichte Geschichte Geschichten written,told
         message messages f Nachricht Nachricht Nachrichten written,sent,told
         report reports m Bericht Berichts Berichte written,sent
         novel novels m Roman Romans Romane written,lay
+    """,
+    "press": """
+        newspaper newspapers f Zeitung Zeitung Zeitungen text,lay
     """,
     "thing": """
         lamp lamps f Lampe Lampe Lampen machine,goods
@@ -139,20 +141,20 @@ NOUNS = {
     "clothes": """
         shirt shirts n Hemd Hemdes Hemden garment
         coat coats m Mantel Mantels Mäntel garment
-        glove gloves m Handschuh Handschuhs Handschuhe garment
-        sock socks f Socke Socke Socken garment
+        glove gloves m Handschuh Handschuhs Handschuhe garment,pair
+        sock socks f Socke Socke Socken garment,pair
         hat hats m Hut Hutes Hüte
-        shoe shoes m Schuh Schuhs Schuhe garment
+        shoe shoes m Schuh Schuhs Schuhe garment,pair
         jacket jackets f Jacke Jacke Jacken garment
         sweater sweaters m Pullover Pullovers Pullover garment
     """,
     "vehicle": """
         car cars n Auto Autos Autos owned
         bicycle bicycles n Fahrrad Fahrrads Fahrräder owned
-        boat boats n Boot Bootes Boote owned
+        boat boats n Boot Bootes Boote owned,afloat
         bus buses m Bus Busses Busse public
         train trains m Zug Zuges Züge public
-        ship ships n Schiff Schiffes Schiffe public
+        ship ships n Schiff Schiffes Schiffe public,afloat
         airplane airplanes n Flugzeug Flugzeugs Flugzeuge public
     """,
     "event": """
@@ -210,7 +212,7 @@ PLACES = {
         in in restaurant restaurants n Restaurant Restaurants Restaurants
         in in museum museums n Museum Museums Museen
         in in church churches f Kirche Kirche Kirchen
-        in in hospital hospitals n Krankenhaus Krankenhauses Krankenhäuser
+        in in hospital hospitals n Krankenhaus Krankenhauses Krankenhäuser goal
         in in castle castles n Schloss Schlosses Schlösser dwelling
         in in theater theaters n Theater Theaters Theater
     """,
@@ -280,7 +282,7 @@ ADJECTIVES = """
 # Verbs: English base, past; German infinitive (| after a separable prefix), third person, participle, h(aben)/s(ein);
 # use: a(ny mood), e(vent without will: no modals), s(tate: present and past only, German preterite given last after /).
 # Then, by frame, which nouns it takes and where it happens; "-" is nothing. In the English, "_" ties a preposition or
-# particle that stands before the object, "~" a particle that stands after a pronoun ("picks him up").
+# particle that stands before the object, "~" a particle that stands after it ("picks him up").
 TRANSITIVE = """
     see saw sehen sieht gesehen h e person,animal,vehicle -
     hear heard hören hört gehört h e person,animal -
@@ -326,7 +328,7 @@ TRANSITIVE = """
     take_off took aus|ziehen zieht ausgezogen h a garment -
     try_on tried an|probieren probiert anprobiert h a clothes shop
     throw_away threw weg|werfen wirft weggeworfen h a small,toy -
-    take_along took mit|nehmen nimmt mitgenommen h a small,clothes,toy -
+    take~along took mit|nehmen nimmt mitgenommen h a small,clothes,toy -
     look_at looked an|sehen sieht angesehen h a view,animal -
     unpack unpacked aus|packen packt ausgepackt h a pack home
 """
@@ -352,7 +354,7 @@ DITRANSITIVE = """
 PREPOSITIONAL = """
     wait_for waited warten wartet gewartet h a person,public - auf 4
     speak_with spoke sprechen spricht gesprochen h a person - mit 3
-    think_of thought denken denkt gedacht h a person,pet - an 4
+    think_of thought denken denkt gedacht h e person,pet - an 4
     dream_of dreamed träumen träumt geträumt h e person,pet - von 3
     play_with played spielen spielt gespielt h a pet,toy - mit 3
     laugh_about laughed lachen lacht gelacht h a text - über 4
@@ -424,6 +426,7 @@ CITIES = (
     *(("Munich", "München"), ("Vienna", "Wien"), ("Germany", "Deutschland"), ("France", "Frankreich")),
     ("Italy", "Italien"),
 )
+HARBORS = tuple(city for city in CITIES if city[0] in ("Hamburg", "London"))
 NUMBERS = (
     *(("two", "zwei"), ("three", "drei"), ("four", "vier"), ("five", "fünf"), ("six", "sechs"), ("seven", "sieben")),
     *(("eight", "acht"), ("nine", "neun"), ("ten", "zehn"), ("eleven", "elf"), ("twelve", "zwölf")),
@@ -484,6 +487,8 @@ def _groups() -> dict[str, list[Noun]]:
             noun = parse_noun("nature" if "nature" in tags else "place", cells[2:], (cells[0], cells[1]))
             for tag in tags:
                 groups.setdefault(tag, []).append(noun)
+    # "Ins Krankenhaus kommen" is to be admitted to it.
+    groups["into"] = [noun for noun in (*groups["home"], *groups["town"]) if noun.english != "hospital"]
     by_name = {noun.english: noun for noun in (*groups["outdoors"], *groups["home"])}
     groups["settlement"] = [by_name[name] for name in ("city", "village", "island")]
     groups["open_air"] = [by_name[name] for name in ("garden", "park", "forest", "village", "beach", "island")]
@@ -500,9 +505,12 @@ def _adjectives() -> dict[str, list[Adjective]]:
             by_kind.setdefault(kind, []).append(adjective)
     for kind in PEOPLE:
         by_kind[kind] = by_kind["person"]
+    # "Die große Schwester" is the older one.
+    by_kind["kin"] = [adjective for adjective in by_kind["person"] if adjective.english != "tall"]
     by_kind["youth"] = [
         adjective for adjective in by_kind["person"] if adjective.english not in ("old", "rich", "famous")
     ]
+    by_kind["press"] = [adjective for adjective in by_kind["text"] if adjective.english not in ("long", "short")]
     by_kind["furniture"] = by_kind["thing"]
     by_kind["opening"] = [adjective for adjective in by_kind["thing"] if adjective.english not in ("heavy", "light")]
     return by_kind

@@ -7,6 +7,7 @@ put as a statement, a question or a subordinate clause in either language.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -42,17 +43,20 @@ PERSON_DETERMINERS = (forms.THE,) * 5 + (forms.A, forms.THIS)
 OWNERS = forms.POSSESSIVES
 BE, PUT, BECOME, RAIN, SNOW, DEPART = words.FRAMES["single"]
 CERTAIN = (forms.THE, forms.THIS, *OWNERS)
+CERTAIN_WORDS = frozenset(word for determiner in CERTAIN for row in determiner.german for word in row)
 INTRANSITIVE = words.FRAMES["intransitive"]
-NEED_PLACE = ("stay", "live", "arrive")
+NEED_PLACE = ("stay", "live", "arrive", "sit", "stand")
 SHARED = ("work", "sing", "dance", "wait", "play", "swim", "sit", "stay")
 
 
+# Where "to the" is not "zum" or "zur".
+WHITHER = {"sea": ("an", ACC), "forest": ("in", ACC), "office": ("in", ACC)}
 SPOTS = (("on", "auf"), ("under", "unter"), ("behind", "hinter"), ("next to", "neben"))
 
 
 class Phrase(NamedTuple):
     """A noun phrase that fills a role. ``person`` is 0..4; ``pronoun`` its pronoun (None where English and German
-    would disagree); ``kein`` says that it carries the clause's negation, ``is_pronoun`` that it stands early."""
+    would disagree); ``kein`` says that it carries the clause's negation, ``bare`` that it has no determiner."""
 
     english: str
     german: str
@@ -62,6 +66,22 @@ class Phrase(NamedTuple):
     is_pronoun: bool = False
     column: int = 0
     noun: Noun | None = None
+    bare: bool = False
+
+    @property
+    def early(self) -> bool:
+        """Pronouns and names, the only phrases that are the same in both languages, stand before the time."""
+        return self.is_pronoun or self.english == self.german
+
+    @property
+    def is_child(self) -> bool:
+        """One child, of whom English may say "her" and German not "ihr"."""
+        return self.person == THIRD and self.noun is not None and self.noun.english == "child"
+
+    @property
+    def definite(self) -> bool:
+        """Whether the hearer knows who or what is meant: a pronoun, a name, the, this or a possessive."""
+        return self.early or self.german.partition(" ")[0] in CERTAIN_WORDS
 
 
 NOTHING: Pair = ("", "")
@@ -70,14 +90,28 @@ WHO = Phrase("who", "wer", THIRD)
 
 
 class Predicate(NamedTuple):
-    """A verb and what it governs, without subject and tense: the parts between the German brackets, in order."""
+    """A verb and what it governs, without subject and tense: the parts between the German brackets, in order. The
+    adverb of frequency stands between the ``known`` and the other objects."""
 
     verb: Verb
     english: str = ""
     pronouns: str = ""
+    known: str = ""
     objects: str = ""
     complement: str = ""
     kein: bool = False
+
+    def governing(self, target: Phrase) -> Predicate:
+        """The same with an object in its place: pronouns and names first, what is known before what is new, a noun
+        without determiner at the verb (im Haus Tee trinken)."""
+        kein = self.kein or target.kein
+        if target.early:
+            return self._replace(pronouns=joined(self.pronouns, target.german), kein=kein)
+        if target.bare:
+            return self._replace(complement=joined(self.complement, target.german), kein=kein)
+        if target.definite:
+            return self._replace(known=joined(self.known, target.german), kein=kein)
+        return self._replace(objects=joined(self.objects, target.german), kein=kein)
 
 
 class Clause(NamedTuple):
@@ -114,7 +148,8 @@ class Clause(NamedTuple):
         """What stands between subject or finite verb and the closing bracket."""
         predicate = self.predicate
         negation = "nicht" if self.negated and not predicate.kein else ""
-        return joined(predicate.pronouns, time, self.frequency[1], predicate.objects, negation, predicate.complement)
+        objects = joined(predicate.known, self.frequency[1], predicate.objects)
+        return joined(predicate.pronouns, time, objects, negation, predicate.complement)
 
     def german(self) -> str:
         """Verb second: the subject or the fronted time comes first."""
@@ -137,6 +172,10 @@ class Clause(NamedTuple):
         """The same without anything fronted."""
         return self._replace(front=False)
 
+    def without_reason(self) -> Clause:
+        """The same without "because of ...", for a clause that is itself a reason."""
+        return self._replace(time=NOTHING) if self.time[0].startswith("because") else self
+
 
 def joined(*parts: str) -> str:
     """The parts that are not empty, with blanks between."""
@@ -148,6 +187,8 @@ class Phrases:
 
     def __init__(self, rng: random.Random) -> None:
         self.random = rng.random
+        # What the last clauses said, so that the next one of the same sentence says something else.
+        self.recent: deque[tuple[Verb, str]] = deque(maxlen=2)
 
     def pick(self, options: Sequence[T]) -> T:
         """One of the options, each as likely; several times faster than random.choice."""
@@ -198,7 +239,7 @@ class Phrases:
         if noun.kind == "kin":
             plural = plural and not noun.english.endswith(("father", "mother"))
             determiner = self.pick(OWNERS)
-        elif noun.kind == "social" and draw > 0.6:
+        elif noun.kind == "social" and (draw > 0.6 or noun.english == "friend"):
             determiner = self.pick(OWNERS)
         elif definite:
             determiner = self.pick((forms.THE, forms.THE, forms.THIS))
@@ -219,32 +260,39 @@ class Phrases:
         """A thing, animal, text or food: with kein where the clause is negated and the thing not a certain one."""
         adjective = self.adjective(noun.kind, 0.3)
         draw = self.random()
-        plural = not noun.mass and draw < 0.3
-        if draw > 0.9 and noun.kind not in ("food", "drink") and not noun.mass:
-            return self.owned(noun, case, adjective)
+        pair = noun in words.GROUPS["pair"]
+        plural = pair or (not noun.mass and draw < 0.3)
+        if draw > 0.9 and noun.kind not in ("food", "drink") and noun not in words.GROUPS["public"] and not noun.mass:
+            return self.owned(noun, case, adjective, plural)
         chosen: Determiner
         second = self.random()
         if negated:
-            chosen = forms.NO if second < 0.6 else (forms.THE if second < 0.8 else self.pick(OWNERS))
+            chosen = forms.NO if second < 0.6 else (forms.THE if second < 0.8 else self.owner(noun))
         elif noun.mass:
             chosen = forms.BARE if second < 0.6 else forms.THE
         elif plural:
-            options = (forms.THE, forms.MANY, forms.THIS, self.pick(OWNERS))
-            chosen = self.pick(words.COUNTS) if second < 0.4 else self.pick(options)
+            options = (forms.THE, forms.MANY, forms.THIS, self.owner(noun))
+            chosen = self.pick(words.COUNTS) if second < 0.4 and not pair else self.pick(options)
         else:
-            chosen = self.pick((forms.THE, forms.THE, forms.A, forms.A, forms.THIS, self.pick(OWNERS)))
+            chosen = self.pick((forms.THE, forms.THE, forms.A, forms.A, forms.THIS, self.owner(noun)))
         english, german = forms.noun_phrase(noun, chosen, case, plural, adjective)
         column = forms.PLURAL if plural else noun.gender
-        return Phrase(english, german, THEY if plural else THIRD, kein=chosen is forms.NO, column=column)
+        kein, bare = chosen is forms.NO, chosen is forms.BARE
+        return Phrase(english, german, THEY if plural else THIRD, kein=kein, column=column, bare=bare)
 
-    def owned(self, noun: Noun, case: int, adjective: Adjective | None) -> Phrase:
+    def owner(self, noun: Noun) -> Determiner:
+        """A possessive; "this" for what is nobody's (this bus)."""
+        return forms.THIS if noun in words.GROUPS["public"] else self.pick(OWNERS)
+
+    def owned(self, noun: Noun, case: int, adjective: Adjective | None, plural: bool) -> Phrase:
         """my father's old car: das alte Auto meines Vaters."""
         owner = self.pick(words.GROUPS["person"])
         determiner = self.pick(OWNERS) if owner.kind in ("kin", "social") else forms.THE
         owner_english, owner_german = forms.noun_phrase(owner, determiner, GEN)
-        _, german = forms.noun_phrase(noun, forms.THE, case, False, adjective)
-        english, _ = forms.noun_phrase(noun, forms.BARE, case, False, adjective)
-        return Phrase(f"{owner_english}'s {english}", f"{german} {owner_german}", column=noun.gender)
+        _, german = forms.noun_phrase(noun, forms.THE, case, plural, adjective)
+        english, _ = forms.noun_phrase(noun, forms.BARE, case, plural, adjective)
+        person, column = (THEY, forms.PLURAL) if plural else (THIRD, noun.gender)
+        return Phrase(f"{owner_english}'s {english}", f"{german} {owner_german}", person, column=column)
 
     def place(self, noun: Noun) -> Pair:
         """Where: in a small hotel, im alten Park."""
@@ -266,20 +314,25 @@ class Phrases:
         """Where to: to the station, into the forest, to the doctor, to Berlin."""
         way = self.pick(tags)
         if way == "city":
-            english, german = self.pick(words.CITIES)
-            return f"to {english}", f"nach {german}"
+            return self.to_city()
         if way == "person":
             english, german = forms.noun_phrase(self.pick(words.GROUPS["host"]), self.pick(OWNERS), DAT)
             return f"to {english}", forms.contract("zu", german)
         if way == "into":
-            noun = self.pick(words.GROUPS[self.pick(("home", "town"))])
+            noun = self.pick(words.GROUPS["into"])
             english, german = forms.noun_phrase(noun, forms.THE, ACC, False, self.adjective("place", 0.2))
             return f"into {english}", forms.contract("in", german)
         noun = self.pick(words.GROUPS[self.pick(("shop", "study", "study", "station", "goal", "bathing", "bathing"))])
+        preposition, case = WHITHER.get(noun.english, ("zu", DAT))
         english, german = forms.noun_phrase(
-            noun, forms.THE, DAT, False, None if noun.mass else self.adjective(noun.kind, 0.2)
+            noun, forms.THE, case, False, None if noun.mass else self.adjective(noun.kind, 0.2)
         )
-        return f"to {english}", forms.contract("zu", german)
+        return f"to {english}", forms.contract(preposition, german)
+
+    def to_city(self, vehicle: Noun | None = None) -> Pair:
+        """To Berlin; by ship only where ships go."""
+        english, german = self.pick(words.HARBORS if vehicle in words.GROUPS["afloat"] else words.CITIES)
+        return f"to {english}", f"nach {german}"
 
     def companion(self, subject: Phrase) -> Pair:
         """with his friend, without my dog."""
@@ -293,10 +346,11 @@ class Phrases:
 
     def predicate(self, subject: Phrase, negated: bool = False, frame: str | None = None) -> Predicate:
         """A verb with its objects and places."""
-        draw = self.random()
-        if frame is None:
-            frame = FRAME_WHEEL[int(draw * len(FRAME_WHEEL))]
-        return PREDICATES[frame](self, subject, negated)
+        predicate = PREDICATES[frame or self.pick(FRAME_WHEEL)](self, subject, negated)
+        # "Das Kind" cannot well have "ihre Schwester", "the child" can have "her sister".
+        if subject.is_child and "her" in predicate.english.split():
+            return self.predicate(subject, negated, frame)
+        return predicate
 
     def transitive(self, subject: Phrase, negated: bool) -> Predicate:
         """Accusative object, sometimes with a place, sometimes for somebody."""
@@ -313,7 +367,7 @@ class Phrases:
             # Nobody says that she likes eight tomatoes.
             mass = forms.NO if negated else forms.BARE
             english, german = forms.noun_phrase(noun, mass if noun.mass else self.pick(CERTAIN), ACC)
-            target = Phrase(english, german, kein=negated and noun.mass)
+            target = Phrase(english, german, kein=negated and noun.mass, bare=noun.mass and not negated)
         else:
             target = self.thing(noun, ACC, negated)
         english, german = NOTHING
@@ -322,29 +376,22 @@ class Phrases:
         elif verb.base in ("buy", "cook", "bake", "order", "write", "draw") and not negated and self.chance(0.35):
             other = self.person(ACC, subject)
             english, german = f"for {other.english}", f"für {other.german}"
-        if verb.moves and target.is_pronoun:
-            english = joined(target.english, verb.rest, english)
-        else:
-            english = joined(verb.rest, target.english, english)
-        pronouns, objects = (target.german, "") if target.is_pronoun else ("", target.german)
-        return Predicate(verb, english, pronouns, objects, german, target.kein)
+        words_of_verb = (target.english, verb.rest) if verb.moves else (verb.rest, target.english)
+        return Predicate(verb, joined(*words_of_verb, english), complement=german).governing(target)
 
     def dative(self, subject: Phrase, negated: bool) -> Predicate:
         """Verbs such as helfen."""
         verb = self.pick(words.FRAMES["dative"])
         other = self.person(DAT, subject, negated)
-        pronouns, objects = (other.german, "") if other.is_pronoun else ("", other.german)
-        return Predicate(verb, joined(verb.rest, other.english), pronouns, objects)
+        return Predicate(verb, joined(verb.rest, other.english)).governing(other)
 
     def ditransitive(self, subject: Phrase, negated: bool) -> Predicate:
         """gives the child a book: gibt dem Kind ein Buch."""
         verb = self.pick(words.FRAMES["ditransitive"])
         other = self.person(DAT, subject, negated)
         target = self.thing(self.pick(verb.nouns), ACC, negated)
-        pronouns, objects = (other.german, "") if other.is_pronoun else ("", other.german)
-        return Predicate(
-            verb, f"{other.english} {target.english}", pronouns, joined(objects, target.german), kein=target.kein
-        )
+        predicate = Predicate(verb, f"{other.english} {target.english}", kein=target.kein).governing(other)
+        return predicate._replace(objects=joined(predicate.objects, target.german))
 
     def prepositional(self, subject: Phrase, negated: bool) -> Predicate:
         """wait for the bus: auf den Bus warten."""
@@ -356,7 +403,7 @@ class Phrases:
             target = self.person(case, subject, negated)
         else:
             # A negated indefinite would be "auf kein ..." here, which few would say.
-            english, german = forms.noun_phrase(noun, self.pick((forms.THE, self.pick(OWNERS))), case)
+            english, german = forms.noun_phrase(noun, self.pick((forms.THE, self.owner(noun))), case)
             target = Phrase(english, german)
         complement = forms.contract(preposition, target.german)
         return Predicate(verb, f"{verb.rest} {target.english}", complement=complement)
@@ -383,6 +430,7 @@ class Phrases:
         english, german = self.destination(verb.tags)
         if verb.base == "travel" and self.chance(0.4):
             noun = self.pick(words.GROUPS["vehicle"])
+            english, german = self.to_city(noun)
             _, vehicle = forms.noun_phrase(noun, forms.THE, DAT)
             english, german = f"{english} by {noun.english}", f"mit {vehicle} {german}"
         elif not negated and self.chance(0.25):
@@ -394,7 +442,7 @@ class Phrases:
         """puts the key on the table: legt den Schlüssel auf den Tisch."""
         target = self.thing(self.pick(words.GROUPS["lay"]), ACC, negated)
         english, german = self.spot(ACC)
-        return Predicate(PUT, f"{target.english} {english}", objects=target.german, complement=german, kein=target.kein)
+        return Predicate(PUT, f"{target.english} {english}", complement=german).governing(target)
 
     def spot(self, case: int) -> Pair:
         """On, under, behind or next to a piece of furniture, in the accusative (whither) or the dative (where)."""
@@ -425,9 +473,12 @@ class Phrases:
         who = self.person(NOM) if subject is None else subject
         negated = negatable and not who.english.startswith(("every", "who")) and self.chance(0.17)
         predicate = self.predicate(who, negated, frame)
-        unfit = "es" if action else ("s" if tense == FUTURE else "")
-        while predicate.verb.use in tuple(unfit) and predicate.verb is not BE:
-            predicate = self.predicate(who, negated)
+        unfit = ("e", "s") if action else (("s",) if tense == FUTURE else ())
+        while (predicate.verb, predicate.english) in self.recent or (
+            predicate.verb.use in unfit and (predicate.verb is not BE or (action and frame is None))
+        ):
+            predicate = self.predicate(who, negated, frame)
+        self.recent.append((predicate.verb, predicate.english))
         mood = self.mood(predicate.verb, who.person, negated, tense)
         time = frequency = NOTHING
         if adverbs and predicate.verb.use != "s":
@@ -437,7 +488,7 @@ class Phrases:
             elif mood == PRESENT and not negated and self.chance(0.3) and not who.english.startswith("every"):
                 frequency = self.pick(words.FREQUENCIES)
             elif self.chance(0.42) and (mood != PRESENT or (predicate.verb.use == "a" and not negated)):
-                time = self.time(mood)
+                time = self.time(mood, predicate.verb)
         front = time is not NOTHING and self.chance(0.35)
         return Clause(who, predicate, mood, negated, time, frequency, front)
 
@@ -455,11 +506,12 @@ class Phrases:
                 continue
             return mood
 
-    def time(self, mood: str) -> Pair:
-        """When: a day or a period that fits the tense, an hour, or before, after or during an event."""
+    def time(self, mood: str, verb: Verb) -> Pair:
+        """When: a day or a period that fits the tense, an hour, or before, after or during an event. Nobody stays
+        anywhere at three o'clock."""
         draw = self.random()
         tense = TENSE_OF.get(mood, FUTURE)
-        if draw < 0.12:
+        if draw < 0.12 and verb.base != "stay":
             return self.pick(words.CLOCK)
         if draw < 0.3 and tense != PRESENT:
             event = self.pick(words.GROUPS["event"])
@@ -484,8 +536,9 @@ class Phrases:
         return Clause(it, Predicate(BE, adjective.english, complement=adjective.german), mood)
 
     def again(self, subject: Phrase) -> Phrase:
-        """The pronoun for a subject that was just named, or somebody else."""
-        if subject.pronoun is not None and self.chance(0.6):
+        """The pronoun for a definite subject of the other clause, or somebody else: the pronoun may come first, where
+        "Because he was tired, a man slept" would be two people."""
+        if subject.pronoun is not None and subject.definite and self.chance(0.6):
             return self.pronoun(subject.pronoun, NOM)
         return self.person(NOM, subject)
 

@@ -5,10 +5,15 @@ and precision belong to the experiment: the engine writes them, and refuses a fi
 """
 
 import json
+import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from pydantic import ValidationError
 
 from bmscale.config import shipped_file, shipped_names, suggest
 from bmscale.errors import BadInput
@@ -43,6 +48,13 @@ def choose(experiment_choice: str | None, environment: Mapping[str, str], world_
     """
     launcher_choice = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", NONE)
     if launcher_choice == NONE and environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        for what in ("OPTIMIZER", "PARAM"):
+            device = environment.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", NONE)
+            if device != NONE:
+                raise BadInput(
+                    f"the launcher asks to offload {what.lower()} states to {device} without naming a DeepSpeed file; "
+                    "name one: deepspeed_config_file: ds_configs/zero3_offload.json"
+                )
         stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
         launcher_choice = f"zero{stage}" if stage else NONE
     both = launcher_choice != NONE and experiment_choice is not None
@@ -94,7 +106,32 @@ def read(choice: str) -> DeepSpeedFile:
         raise BadInput(f"{path}: zero_optimization: must be given, as a mapping with a stage")
     if zero.get("stage") not in (0, 1, 2, 3):
         raise BadInput(f"{path}: zero_optimization.stage: must be 0, 1, 2 or 3; got {zero.get('stage')!r}")
+    for section in ("bf16", "fp16", "data_types"):
+        if not isinstance(values.get(section, {}), dict):
+            raise BadInput(f"{path}: {section}: must be a mapping; got {values[section]!r}")
+    _check_zero(path, zero)
     return DeepSpeedFile(path, values)
+
+
+def _check_zero(path: Path, zero: dict[str, Any]) -> None:
+    """DeepSpeed's own check of the section, before anything is written or started."""
+    settle_deepspeed()
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        nearest = suggest(key, DeepSpeedZeroConfig.model_fields) if first["type"] == "extra_forbidden" else ""
+        raise BadInput(f"{path}: zero_optimization.{key}: {first['msg']}; got {first['input']!r}{nearest}") from None
+
+
+def settle_deepspeed() -> None:
+    """Before deepspeed is first imported: tell it that there is no GPU, which it would say on standard output."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 
 def complete(file: DeepSpeedFile, training: TrainingConfig, world_size: int) -> dict[str, Any]:

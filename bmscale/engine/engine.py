@@ -8,6 +8,7 @@ import hashlib
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ class Engine:
         """Make the model on this rank, partitioned from the start under ZeRO-3, and its optimizer.
 
         Every stage starts from the same weights: each parameter's first value is a function of its name and shape.
+        (ZeRO 1 to 3 in bf16 round it to bf16 first, since they make their fp32 masters of bf16 weights.)
         """
         with self._construction():
             model: Any = make_model()
@@ -175,13 +177,14 @@ class Engine:
         """
         for group, rate in zip(self._param_groups, self._base_rates, strict=True):
             group["lr"] = rate * rate_factor
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        wide = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs have no fp64
+        sums = torch.zeros(2, dtype=wide, device=self.device)
         self.wrapped.train()
         for index, batch in enumerate(micro_batches):
             self.seed_micro_batch(data_step, index)
             with self.autocast():
                 losses = loss_function(self.wrapped, batch)
-            sums += torch.stack([losses.loss.detach(), losses.nll.detach()]).double()
+            sums += torch.stack([losses.loss.detach(), losses.nll.detach()]).to(wide)
             self._backward(losses.loss * (self.world_size / target_tokens), last=index == len(micro_batches) - 1)
         grad_norm, skipped = self._step()
         process_group.sum_over_ranks(sums)
@@ -334,7 +337,8 @@ class Engine:
         else:
             import resource
 
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
         return [round(value, 3) for value in process_group.gather_objects(peak)]
 
 

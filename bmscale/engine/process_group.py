@@ -23,6 +23,7 @@ import torch.utils.cpp_extension
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
+from bmscale.engine.deepspeed_config import settle_deepspeed
 from bmscale.errors import BadInput, LostRank
 
 log = logging.getLogger("bmscale")
@@ -40,15 +41,22 @@ def launched_world_size(environment: Mapping[str, str]) -> int:
             "the launcher set MASTER_ADDR but no WORLD_SIZE, so it started one process only (`accelerate launch --cpu` "
             "does that); use `accelerate launch --config_file launch/cpu_2proc.yaml` or torchrun"
         )
-    try:
-        return int(environment.get("WORLD_SIZE", "1"))
-    except ValueError:
-        raise BadInput(f"WORLD_SIZE must be a number; got '{environment['WORLD_SIZE']}'") from None
-
-
-def launched_rank(environment: Mapping[str, str]) -> int:
-    """The rank that the launcher gave this process; 0 without a launcher."""
-    return int(environment.get("RANK", "0"))
+    numbers = {}
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        if name in environment:
+            try:
+                numbers[name] = int(environment[name])
+            except ValueError:
+                raise BadInput(
+                    f"{name} must be a number; got '{environment[name]}'; unset it, or use a launcher"
+                ) from None
+    world_size = numbers.get("WORLD_SIZE", 1)
+    rank = numbers.get("RANK", 0)
+    if world_size > 1 and "RANK" not in numbers:
+        raise BadInput(f"WORLD_SIZE is {world_size} but RANK is not set; unset WORLD_SIZE, or use a launcher")
+    if not 0 <= rank < world_size:
+        raise BadInput(f"RANK must lie in 0 … WORLD_SIZE - 1; got RANK {rank} and WORLD_SIZE {world_size}")
+    return world_size
 
 
 def _free_port() -> int:
@@ -68,6 +76,16 @@ def _stand_alone(world_size: int) -> None:
         ("MASTER_PORT", str(_free_port())),
     ):
         os.environ.setdefault(name, value)
+
+
+def _check_devices() -> None:
+    """Raises BadInput when this node has GPUs, but fewer than ranks: they would share one, or fail for want of it."""
+    ranks, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if 0 < devices < ranks:
+        raise BadInput(
+            f"there must be a GPU for each rank of a node, or none; got {ranks} ranks and {devices} GPUs. Launch with "
+            f"--num_processes {devices}, or set CUDA_VISIBLE_DEVICES= (to nothing) to train on CPUs"
+        )
 
 
 def _remove_stale_locks() -> None:
@@ -105,16 +123,15 @@ def start(deepspeed_config: dict[str, Any] | None, precision: str, timeout_minut
     plugin, handlers = None, []
     if deepspeed_config is not None:
         _stand_alone(expected)
+        _check_devices()
         if os.environ.get("LOCAL_RANK") == "0":
             _remove_stale_locks()
         # Without it DeepSpeed's shared-memory collectives on CPU stay off.
         os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found nothing better
         # The dictionary is complete; a launcher's file or fields would only contradict it.
         for name in ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ACCELERATE_CONFIG_DS_FIELDS"):
             os.environ.pop(name, None)
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        settle_deepspeed()
         # torch renamed collectives that DeepSpeed still calls by their old names: nothing a user could mend.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
         plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config)
@@ -122,17 +139,24 @@ def start(deepspeed_config: dict[str, Any] | None, precision: str, timeout_minut
         handlers = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(minutes=timeout_minutes))]
     else:
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-    accelerator = Accelerator(
-        mixed_precision="bf16" if deepspeed_config and deepspeed_config["bf16"]["enabled"] else "no",
-        deepspeed_plugin=plugin,
-        kwargs_handlers=handlers,
-    )
+    try:
+        accelerator = _accelerator(deepspeed_config, plugin, handlers)
+    except (ValueError, ImportError) as error:  # of variables of the environment that accelerate reads itself
+        raise BadInput(f"accelerate cannot start with this environment: {error}") from None
     if accelerator.num_processes != expected:
         raise LostRank(
             f"{expected} ranks were launched and {accelerator.num_processes} met: they would train independent copies. "
             "Start them with one of launch/*.yaml"
         )
     return accelerator
+
+
+def _accelerator(config: dict[str, Any] | None, plugin: DeepSpeedPlugin | None, handlers: list[Any]) -> Accelerator:
+    return Accelerator(
+        mixed_precision="bf16" if config and config["bf16"]["enabled"] else "no",
+        deepspeed_plugin=plugin,
+        kwargs_handlers=handlers,
+    )
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +39,18 @@ def evaluate(
     run, config = experiment.run_folder, experiment.evaluation
     data = experiment.data
     options = options or SearchOptions(config.beam_size, config.length_penalty, config.max_batch_tokens)
+    _check_names([name_of(test) for test in tests])
     sets = [(name_of(test), list(read_pairs(test, data.source_language, data.target_language))) for test in tests]
     folder = open_model_folder(run.best if which == "best" else run.last)
     translator = Translator.from_pretrained(folder, device=device)
 
     results: dict[str, Any] = _read_results(run)
-    results["model"] = str(folder.path.relative_to(run.path))
-    results["step"] = folder.provenance.get("optimizer_step")
-    results["validation"] = _validation(experiment, translator)
+    model = {"model": str(folder.path.relative_to(run.path)), "step": folder.provenance.get("step")}
+    results["validation"] = {**model, **(_validation(experiment, translator, folder.provenance) or {})}
     for name, pairs in sets:
         log.info("translating %s: %d sentences, beam %d", name, len(pairs), options.beam_size)
-        results.setdefault("test", {})[name] = _score_set(run, name, pairs, translator, options, data.target_language)
+        scored = _score_set(run, name, pairs, translator, options, data.target_language)
+        results["test"] = {**results.get("test", {}), name: {**model, **scored}}
     temporary = run.results.with_suffix(".tmp")
     temporary.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(run.results)
@@ -58,28 +58,39 @@ def evaluate(
 
 
 def name_of(test: CorpusConfig) -> str:
-    """A short name for a test set: its file without directories and endings."""
+    """A short name for a test set: its file without directories and the endings that say its format."""
     if test.toy:
         return f"toy-{test.toy}"
-    path = Path(test.path or test.source_path or "test")
-    return path.name.split(".")[0]
+    name = Path(test.path or test.source_path or "test").name
+    for ending in (".gz", ".xz", ".zst", ".tsv", ".jsonl", ".parquet"):
+        name = name.removesuffix(ending)
+    return name or "test"
+
+
+def _check_names(names: list[str]) -> None:
+    """Raises BadInput when two test sets would overwrite each other's results."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise BadInput(f"--test: the files must have different names; two are called '{twice}'")
 
 
 def _read_results(run: RunFolder) -> dict[str, Any]:
     try:
         found = json.loads(run.results.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) and isinstance(found.get("test", {}), dict) else {}
 
 
-def _validation(experiment: Experiment, translator: Translator) -> dict[str, Any] | None:
-    """Loss on the prepared validation set; None where the prepared data is not at hand (a model alone is enough)."""
+def _validation(experiment: Experiment, translator: Translator, provenance: dict[str, Any]) -> dict[str, Any] | None:
+    """Loss on the prepared validation set; None where the data that the model was trained on is not at hand."""
     directory = Path(experiment.data.directory)
     if not directory.is_dir():
         log.info("%s is not here: no validation loss", directory)
         return None
-    load_manifest(directory)
+    if load_manifest(directory)["data_hash"] != provenance.get("data_hash"):
+        log.warning("%s now holds other data than the model was trained on: no validation loss", directory)
+        return None
     shards = PairShards.open(directory / "valid")
     with torch.no_grad():
         loss = validation_loss(translator.model, shards, experiment.evaluation.max_batch_tokens)
@@ -95,8 +106,6 @@ def _score_set(
     target_language: str,
 ) -> dict[str, Any]:
     """Translate and score one test set; the translations are kept beside the results."""
-    if not pairs:
-        raise BadInput(f"{name}: the test set must hold at least one pair; got none")
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
     hypotheses = translator.translate(sources, **vars(options))
     run.translations.mkdir(exist_ok=True)
@@ -106,7 +115,7 @@ def _score_set(
         log.info("%s: %s", name, line)
     return {
         "pairs": len(pairs),
-        "sha256": hashlib.sha256("".join(f"{s}\t{t}\n" for s, t in pairs).encode()).hexdigest(),
+        "sha256": hashlib.sha256("".join(f"{s}\t{t}\n" for s, t in pairs).encode("utf-8", "replace")).hexdigest(),
         "loss": round(_loss_of(translator, pairs, options), 5),
         "search": vars(options),
         "scores": scores,
@@ -133,9 +142,3 @@ def _loss_of(translator: Translator, pairs: list[tuple[str, str]], options: Sear
                 tokens += made.target_tokens
                 batch = []
     return total / tokens
-
-
-def with_overrides(options: SearchOptions, beam_size: int | None, length_penalty: float | None) -> SearchOptions:
-    """The options with what the command line gave."""
-    given: dict[str, Any] = {"beam_size": beam_size, "length_penalty": length_penalty}
-    return replace(options, **{name: value for name, value in given.items() if value is not None})

@@ -54,9 +54,10 @@ def validation_loss(
         max_micro_batch_tokens=max(max_batch_tokens, longest),
     )
     device = next(model.parameters()).device
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no fp64
+    total = torch.zeros((), dtype=wide, device=device)
     for batches in rounds:  # the same number on every rank: a forward pass is collective under ZeRO-3
-        total += batch_loss(model, read_batch(shards, batches[rank]).to(device)).nll.double()
+        total += batch_loss(model, read_batch(shards, batches[rank]).to(device)).nll.to(wide)
     process_group.sum_over_ranks(total)
     tokens = int(shards.target_lengths.sum())
     return ValidationLoss(float(total) / tokens, tokens)

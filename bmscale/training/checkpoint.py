@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from bmscale.config import Config
 from bmscale.engine import process_group
 from bmscale.engine.engine import Engine
 from bmscale.errors import BadInput
@@ -27,8 +27,7 @@ FORMAT = 1
 SHARD_BYTES = 2**30
 
 
-@dataclass(frozen=True)
-class Standing:
+class Standing(Config):
     """Where a run stands: all that training needs besides the tensors."""
 
     optimizer_step: int = 0
@@ -39,20 +38,29 @@ class Standing:
     """Target tokens trained on."""
     seconds: float = 0.0
     """Wall time spent training, all starts together."""
+    validated_step: int = -1
+    """The data step of the last validation."""
+    best_by: str = ""
+    """The figure by which the best was chosen: loss, bleu or chrf."""
     best_value: float | None = None
     """Best validation figure so far, None before the first validation."""
     best_step: int = 0
     stale_validations: int = 0
     """Validations since the best one."""
+    finished: bool = False
+    """The run went to its end and wrote model/last."""
 
     def after_step(self, tokens: int, *, skipped: bool) -> "Standing":
         """The standing one global step later."""
-        return replace(
-            self,
+        return self.with_(
             optimizer_step=self.optimizer_step + (not skipped),
             data_step=self.data_step + 1,
-            target_tokens=self.target_tokens + tokens,
+            target_tokens=self.target_tokens + (0 if skipped else tokens),
         )
+
+    def with_(self, **changes: Any) -> "Standing":
+        """A copy with these values."""
+        return self.model_copy(update=changes)
 
 
 def save_state(folder: Path, engine: Engine, standing: Standing, *, keep: int) -> Path:
@@ -60,7 +68,8 @@ def save_state(folder: Path, engine: Engine, standing: Standing, *, keep: int) -
     final = folder / f"step-{standing.data_step:08d}"
     temporary = folder / f".tmp-{final.name}"
     if engine.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in folder.glob(".*-step-*"):  # of starts that died while they wrote or removed a state
+            shutil.rmtree(leftover)
         temporary.mkdir(parents=True)
     files: dict[str, int] = {}
     index: dict[str, str] = {}
@@ -71,6 +80,7 @@ def save_state(folder: Path, engine: Engine, standing: Standing, *, keep: int) -
             return
         name = f"state-{len(files) + 1:05d}.safetensors"
         save_file(shard, temporary / name)
+        (temporary / name).chmod(0o644)  # safetensors makes it readable by its owner alone
         _sync(temporary / name)
         files[name] = (temporary / name).stat().st_size
         index.update(dict.fromkeys(shard, name))
@@ -83,16 +93,24 @@ def save_state(folder: Path, engine: Engine, standing: Standing, *, keep: int) -
                 flush()
     if engine.is_main:
         flush()
-        record = {"format": FORMAT, "standing": asdict(standing), "files": files, "tensors": index}
+        record = {"format": FORMAT, "standing": standing.model_dump(), "files": files, "tensors": index}
         (temporary / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
         _sync(temporary / "state.json")
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():  # the end of a run may fall on a step that was saved already
+            _remove(final)
         temporary.rename(final)
         _sync(folder)
         for old in list_states(folder)[:-keep]:
-            shutil.rmtree(old)
+            _remove(old)
     process_group.barrier()
     return final
+
+
+def _remove(state: Path) -> None:
+    """Remove a state under another name, so that a death half-way leaves nothing that looks like one."""
+    doomed = state.with_name(f".old-{state.name}")
+    state.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _sync(path: Path) -> None:
@@ -111,30 +129,41 @@ def list_states(folder: Path) -> list[Path]:
 def read_standing(state: Path) -> Standing:
     """Where the run stood. Raises BadInput for a state that is damaged or of another format."""
     record = _read_record(state)
-    for name, size in record["files"].items():
+    for name, size in record.files.items():
         given = (state / name).stat().st_size if (state / name).is_file() else 0
         if given != size:
             raise BadInput(f"{state / name}: must have {size} bytes, got {given}: the state is damaged; remove {state}")
-    return Standing(**record["standing"])
+    return record.standing
 
 
-def _read_record(state: Path) -> dict[str, Any]:
+class _Record(Config):
+    """The content of state.json."""
+
+    format: int
+    standing: Standing
+    files: dict[str, int]
+    """Bytes of each file."""
+    tensors: dict[str, str]
+    """The file of each tensor, by `name.kind`."""
+
+
+def _read_record(state: Path) -> _Record:
     try:
-        record: dict[str, Any] = json.loads((state / "state.json").read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise BadInput(f"{state}: has format {record['format']}, this version reads {FORMAT}")
-        return record
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(
-            f"{state / 'state.json'}: damaged ({error}); remove {state} to use the state before it"
-        ) from None
+        record = _Record.model_validate_json((state / "state.json").read_bytes())
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).splitlines()[:3])
+        message = f"{state / 'state.json'}: damaged ({reason}); remove {state} to use the state before it"
+        raise BadInput(message) from None
+    if record.format != FORMAT:
+        raise BadInput(f"{state}: has format {record.format}, this version reads {FORMAT}")
+    return record
 
 
 class StateReader:
     """Tensors of a state by parameter name and kind, read when asked for."""
 
     def __init__(self, state: Path) -> None:
-        self._state, self._index = state, _read_record(state)["tensors"]
+        self._state, self._index = state, _read_record(state).tensors
         self._open: dict[str, Any] = {}
 
     def __call__(self, name: str, kind: str) -> torch.Tensor:

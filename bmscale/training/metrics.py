@@ -32,9 +32,11 @@ class Metrics:
         """Forget lines after `step`: the run died later than its last training state, and will write them again."""
         if not self._enabled or not self._path.exists():
             return
-        lines = self._path.read_text(encoding="utf-8").splitlines()
+        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
         kept = [line for line in lines if _step_of(line) <= step]
-        self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(self._path)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; a number that is not finite becomes null, which JSON can hold."""
@@ -51,7 +53,7 @@ def _step_of(line: str) -> float:
     """The step of a line; a line cut short by a crash counts as after everything."""
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return math.inf
 
 

@@ -3,7 +3,7 @@
 import json
 import platform
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,15 +11,14 @@ from typing import Any
 
 import yaml
 
-from bmscale.config import Document, validate
+from bmscale.config import Config, Document, validate
 from bmscale.errors import BadInput
 from bmscale.experiment import Experiment, RunFolder
 
 PACKAGES = ("bmscale", "torch", "deepspeed", "transformers", "accelerate", "sacrebleu", "sentencepiece", "numpy")
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(Config):
     """The content of run.yaml."""
 
     experiment: dict[str, Any]
@@ -56,11 +55,11 @@ def check(
             raise BadInput(f"{folder.path}: is not empty and holds no run.yaml; choose another run=FOLDER or empty it")
         return False
     record = read(folder)
-    differences = list(_differences(record.identity, given))
-    if differences:
+    changed = list(differences(record.identity, given))
+    if changed:
         raise BadInput(
             f"{folder.path}: holds a run of another experiment; "
-            + "; ".join(f"{key}: the run has {was!r}, now {now!r}" for key, was, now in differences)
+            + "; ".join(f"{key}: the run has {was!r}, now {now!r}" for key, was, now in changed)
             + ". Choose another run=FOLDER, or give the run's own values"
         )
     was_schedule = record.experiment["training"]["schedule"]
@@ -77,12 +76,12 @@ def check(
     return True
 
 
-def _differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Any:
-    """(key path, old, new) of each value that is not the same."""
+def differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key path, old, new) of each value that is not the same in two nested mappings."""
     for key in dict.fromkeys([*was, *now]):
         old, new = was.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{prefix}{key}.")
+            yield from differences(old, new, f"{prefix}{key}.")
         elif old != new:
             yield f"{prefix}{key}", old, new
 
@@ -93,9 +92,10 @@ def read(folder: RunFolder) -> Record:
         raise BadInput(f"{folder.path}: not a run folder: it has no run.yaml")
     try:
         values = yaml.safe_load(folder.record.read_text(encoding="utf-8"))
-        return Record(**values)
-    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{folder.record}: damaged: {error}") from None
+        return Record.model_validate(values)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        first = str(error).splitlines()
+        raise BadInput(f"{folder.record}: damaged: {' '.join(first[:3])}") from None
 
 
 def read_experiment(folder: RunFolder) -> Experiment:
@@ -136,7 +136,8 @@ EXIT_CLASSES = {
 
 def write_exit(folder: RunFolder, code: int, message: str) -> None:
     """Write exit.json, for schedulers: launchers return 1 whatever their ranks returned."""
-    if folder.record.exists():
+    said = folder.exit.exists()
+    if folder.record.exists() and not (said and code == 1):  # what a rank knew better is not buried by "failed"
         values = {"class": EXIT_CLASSES[code], "code": code, "message": message}
         folder.exit.write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from bmscale.data.batch import Batch, empty_batch, read_batch
-from bmscale.data.prepare import load_manifest
+from bmscale.data.prepare import DataConfig, load_manifest
 from bmscale.data.shards import PairShards
 from bmscale.data.steps import StepPlan, split_step
 from bmscale.data.tokenizer import Tokenizer
@@ -58,10 +58,19 @@ class PreparedData:
     tokenizer: Tokenizer
 
     @classmethod
-    def open(cls, directory: str) -> "PreparedData":
-        """Raises BadInput when the folder is missing, unfinished or damaged."""
-        folder = Path(directory)
+    def open(cls, config: DataConfig) -> "PreparedData":
+        """Raises BadInput when the folder is missing, unfinished, damaged, or was prepared from another `data:`."""
+        folder = Path(config.directory)
         manifest = load_manifest(folder)
+        given = {**config.model_dump(mode="json"), "directory": manifest["config"].get("directory")}
+        changed = [
+            f"data.{key}: was {was!r}, now {now!r}" for key, was, now in record.differences(manifest["config"], given)
+        ]
+        if changed:
+            raise BadInput(
+                f"{folder}: was prepared from another configuration; {'; '.join(changed)}. Prepare it again with "
+                "`bmscale prepare CONFIG --force`, or choose another data.directory"
+            )
         tokenizer = Tokenizer.load(folder / "spiece.model")
         return cls(folder, manifest, PairShards.open(folder / "train"), PairShards.open(folder / "valid"), tokenizer)
 
@@ -72,7 +81,7 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> None:
     Raises BadInput for a mistake in what was given, Diverged when the loss left the finite numbers for good.
     """
     training, run = experiment.training, experiment.run_folder
-    data = PreparedData.open(experiment.data.directory)
+    data = PreparedData.open(experiment.data)
     plan = StepPlan(
         data.train.source_lengths,
         data.train.target_lengths,
@@ -85,30 +94,37 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> None:
     identity = record.identity(experiment, data.manifest["data_hash"], _shape(config))
     resumes = record.check(run, identity, experiment, total_steps, new_schedule=new_schedule)
 
-    if resumes and _is_finished(experiment, total_steps):
-        log.info("%s: trained to its end already; nothing to do", run.path)
-        return
+    states = checkpoint.list_states(run.states) if resumes else []
+    standing = checkpoint.read_standing(states[-1]) if states else Standing()
 
     engine = Engine(training)
+    _check_that_ranks_agree(run, identity, standing)
+    if standing.finished and (standing.data_step >= total_steps or _out_of_patience(experiment, standing)):
+        log.info("%s: trained to its end already; nothing to do", run.path)
+        return
     if engine.is_main:
         run.path.mkdir(parents=True, exist_ok=True)
+        run.exit.unlink(missing_ok=True)
         _log_to(run.log)
         resources = {"world_size": engine.world_size, "engine": engine.describe(), "device": _device_name(engine)}
         record.write(run, experiment, identity, total_steps, resources)
     build_model(engine, experiment, config)
     loop = _Loop(experiment, engine, data, plan, config, total_steps)
     loop.announce()
-    standing = loop.resume() if resumes else Standing()
+    loop.resume(states[-1] if states else None)
     loop.run_steps(standing)
 
 
-def _is_finished(experiment: Experiment, total_steps: int) -> bool:
-    """Whether the newest training state is the last one that there will be."""
-    states = checkpoint.list_states(experiment.run_folder.states)
-    if not states:
-        return False
-    standing = checkpoint.read_standing(states[-1])
-    return standing.data_step >= total_steps or _out_of_patience(experiment, standing)
+def _check_that_ranks_agree(run: RunFolder, identity: dict[str, Any], standing: Standing) -> None:
+    """Raises BadInput on every rank when one of them sees another run or other data: nodes with disks of their own."""
+    seen = process_group.gather_objects((identity, standing))
+    other = next((rank for rank, found in enumerate(seen) if found != seen[0]), None)
+    if other is not None:
+        raise BadInput(
+            f"{run.path}: every rank must see the same run folder and the same prepared data; rank {other} sees step "
+            f"{seen[other][1].data_step}, rank 0 step {seen[0][1].data_step}. Put both on a file system that all nodes "
+            "share"
+        )
 
 
 def _out_of_patience(experiment: Experiment, standing: Standing) -> bool:
@@ -149,13 +165,13 @@ def _shape(config: EncoderDecoderConfig) -> dict[str, Any]:
 
 def _check_lengths(experiment: Experiment, data: PreparedData, config: EncoderDecoderConfig) -> None:
     """Refuse before training what would fail in the middle of it."""
-    longest = int(max(data.train.source_lengths.max(), data.train.target_lengths.max()))
-    if longest > config.max_position_embeddings:
-        raise BadInput(
-            f"model.max_position_embeddings: must hold the longest training sentence, {longest} tokens; got "
-            f"{config.max_position_embeddings}. Raise it, or prepare with smaller data.max_source_tokens and "
-            "data.max_target_tokens"
-        )
+    for name, shards in (("training", data.train), ("validation", data.valid)):
+        longest = int(max(shards.source_lengths.max(), shards.target_lengths.max()))
+        if longest > config.max_position_embeddings:
+            raise BadInput(
+                f"model.max_position_embeddings: must hold the longest {name} sentence, {longest} tokens; got "
+                f"{config.max_position_embeddings}. Raise it, or prepare the data without such sentences"
+            )
     slots = int((data.train.source_lengths + data.train.target_lengths).max())
     if slots > experiment.training.max_micro_batch_tokens:
         raise BadInput(
@@ -207,15 +223,12 @@ class _Loop:
         """From `standing` to the end, or to an early stop."""
         training, evaluation = self.experiment.training, self.experiment.evaluation
         progress = Progress(self.total_steps, standing.data_step, enabled=self.engine.is_main)
-        window = _Window(standing)
+        window = _Window()
         skipped_in_a_row = 0
-        validated_at = standing.data_step if standing.data_step else -1
         for step_data in self.step_data(standing.data_step):
             outcome = self.train_step(step_data, standing)
-            standing = replace(
-                standing.after_step(step_data.target_tokens, skipped=outcome.skipped),
-                seconds=standing.seconds + window.lap(step_data, outcome),
-            )
+            seconds = standing.seconds + window.lap(step_data, outcome)
+            standing = standing.after_step(step_data.target_tokens, skipped=outcome.skipped).with_(seconds=seconds)
             step = standing.data_step
             skipped_in_a_row = skipped_in_a_row + 1 if outcome.skipped else 0
             if skipped_in_a_row > MOST_SKIPPED_STEPS:
@@ -226,13 +239,12 @@ class _Loop:
             progress.step(outcome.nll)
             if step % training.log_every_steps == 0 or step == self.total_steps:
                 self.log_steps(window, standing, progress)
-                window = _Window(standing)
+                window = _Window()
             if step % evaluation.every_steps == 0:
-                standing, validated_at = self.validate(standing, progress), step
-                window = _Window(standing)
-            if step % training.save_every_steps == 0:
+                standing = self.validate(standing, progress)
+            if step % training.save_every_steps == 0 and step < self.total_steps:
                 self.save(standing)
-                window = _Window(standing)
+            window.start_clock()  # validating and saving are not the steps' time
             if _out_of_patience(self.experiment, standing):
                 progress.line(
                     f"stopped early at step {step}: no better {evaluation.select} than {standing.best_value:.4f} "
@@ -240,7 +252,7 @@ class _Loop:
                 )
                 break
         progress.close()
-        if validated_at != standing.data_step:
+        if standing.validated_step != standing.data_step:
             standing = self.validate(standing, progress)
         self.finish(standing)
 
@@ -275,12 +287,13 @@ class _Loop:
     def train_step(self, step_data: _StepData, standing: Standing) -> StepOutcome:
         """One optimizer step."""
         schedule = self.experiment.training.schedule
+        self.rate_factor = rate_factor(standing.optimizer_step, schedule, self.total_steps)
         return self.engine.train_step(
             [batch.to(self.engine.device) for batch in step_data.batches],
             self.loss_function,
             target_tokens=step_data.target_tokens,
             data_step=standing.data_step,
-            rate_factor=rate_factor(standing.optimizer_step, schedule, self.total_steps),
+            rate_factor=self.rate_factor,
         )
 
     # -- around the steps --------------------------------------------------------------------------------------------
@@ -299,30 +312,25 @@ class _Loop:
             self.total_steps / max(1, self.plan.steps_in_epoch(0)),
         )
 
-    def resume(self) -> Standing:
-        """Load the newest training state. Raises BadInput when the run began but left none that can be read."""
-        states = checkpoint.list_states(self.run.states)
-        if not states:
-            log.info("%s: the run has no training state yet; it starts from the beginning", self.run.path)
+    def resume(self, state: Path | None) -> None:
+        """Load the newest training state, if the run has one, and forget what was logged after it."""
+        if state is None:
             self.metrics.resume(0)
-            return Standing()
+            return
 
         def empty_step() -> None:
             empty = [empty_batch().to(self.engine.device)]
             self.engine.train_step(empty, self.loss_function, target_tokens=1, data_step=0, rate_factor=0.0)
 
-        standing = checkpoint.load_state(states[-1], self.engine, empty_step)
+        standing = checkpoint.load_state(state, self.engine, empty_step)
         self.metrics.resume(standing.data_step)
         if self.engine.is_main:
-            log.info("resumed from %s: step %d of %d", states[-1], standing.data_step, self.total_steps)
-        return standing
+            log.info("resumed from %s: step %d of %d", state, standing.data_step, self.total_steps)
 
     def log_steps(self, window: "_Window", standing: Standing, progress: Progress) -> None:
         """One line of metrics over the steps since the last one."""
         memory = self.engine.memory_gib()
-        rate = self.experiment.training.optimizer.learning_rate * rate_factor(
-            max(0, standing.optimizer_step - 1), self.experiment.training.schedule, self.total_steps
-        )
+        rate = self.experiment.training.optimizer.learning_rate * self.rate_factor
         speed = window.target_tokens / window.seconds
         self.metrics.write(
             {
@@ -352,21 +360,32 @@ class _Loop:
     def validate(self, standing: Standing, progress: Progress) -> Standing:
         """Score the model on the validation set; keep it when it is the best so far."""
         result = self.validator.run()
+        if not math.isfinite(result.loss.nll):
+            raise Diverged(
+                f"step {standing.data_step}: the validation loss is {result.loss.nll}; lower "
+                "training.optimizer.learning_rate or lengthen training.schedule.warmup_steps"
+            )
         self.metrics.write({"step": standing.data_step, "tokens": standing.target_tokens, **result.metrics()})
         for line in result.lines(standing.data_step):
             progress.line(line)
-        if result.better_than(standing.best_value, self.experiment.evaluation.select):
-            value = result.value(self.experiment.evaluation.select)
-            standing = replace(standing, best_value=value, best_step=standing.data_step, stale_validations=0)
+        select = self.experiment.evaluation.select
+        if standing.best_by != select:  # figures of another kind cannot be compared: choose anew
+            standing = standing.with_(best_by=select, best_value=None, stale_validations=0)
+        standing = standing.with_(validated_step=standing.data_step)
+        if result.better_than(standing.best_value, select):
+            standing = standing.with_(
+                best_value=result.value(select), best_step=standing.data_step, stale_validations=0
+            )
             self.write_model(self.run.best, standing, result)
         else:
-            standing = replace(standing, stale_validations=standing.stale_validations + 1)
+            standing = standing.with_(stale_validations=standing.stale_validations + 1)
         self.last_validation = result
         return standing
 
     def save(self, standing: Standing) -> None:
-        """Write the training state."""
-        checkpoint.save_state(self.run.states, self.engine, standing, keep=self.experiment.training.keep_states)
+        """Write the training state. Before the first step that was taken there is none: Adam has no moments yet."""
+        if standing.optimizer_step:
+            checkpoint.save_state(self.run.states, self.engine, standing, keep=self.experiment.training.keep_states)
 
     def write_model(self, folder: Path, standing: Standing, result: Validation) -> None:
         """Write a model folder. Collective: rank 0 writes while every rank gathers."""
@@ -393,6 +412,7 @@ class _Loop:
             "task": self.experiment.task,
             "source_language": data.source_language,
             "target_language": data.target_language,
+            "step": standing.data_step,
             "optimizer_step": standing.optimizer_step,
             "target_tokens": standing.target_tokens,
             "max_source_tokens": data.max_source_tokens,
@@ -406,7 +426,7 @@ class _Loop:
     def finish(self, standing: Standing) -> None:
         """Write model/last, then the last state: a run whose state stands at the end is finished."""
         self.write_model(self.run.last, standing, self.last_validation or self.validator.run())
-        self.save(standing)
+        self.save(standing.with_(finished=True))
         if self.engine.is_main:
             log.info(
                 "trained %d steps, %s target tokens in %.0f s; best %s %.4f at step %d: %s",
@@ -423,16 +443,20 @@ class _Loop:
 class _Window:
     """Sums over the steps since the last log line."""
 
-    def __init__(self, standing: Standing) -> None:
-        self._last = time.monotonic()
+    def __init__(self) -> None:
         self.seconds = 1e-9
-        self.target_tokens = self.tokens = self.steps = self.skipped = 0
+        self.target_tokens = self.trained_tokens = self.tokens = self.steps = self.skipped = 0
         self.flops = self._loss = self._nll = self._norm = 0.0
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """The time up to now does not count."""
+        self._last = time.monotonic()
 
     def lap(self, step_data: _StepData, outcome: StepOutcome) -> float:
         """Add one step; returns its wall time in seconds."""
-        now = time.monotonic()
-        elapsed, self._last = now - self._last, now
+        elapsed = time.monotonic() - self._last
+        self.start_clock()
         self.seconds += elapsed
         self.target_tokens += step_data.target_tokens
         self.tokens += step_data.tokens
@@ -440,6 +464,7 @@ class _Window:
         self.steps += 1
         self.skipped += outcome.skipped
         if not outcome.skipped:
+            self.trained_tokens += step_data.target_tokens
             self._loss += outcome.loss * step_data.target_tokens
             self._nll += outcome.nll * step_data.target_tokens
             self._norm += outcome.grad_norm
@@ -448,14 +473,14 @@ class _Window:
     @property
     def loss(self) -> float:
         """Smoothed loss a target token."""
-        return self._loss / max(1, self.target_tokens)
+        return self._loss / self.trained_tokens if self.trained_tokens else math.nan
 
     @property
     def nll(self) -> float:
         """Negative log-likelihood a target token."""
-        return self._nll / max(1, self.target_tokens)
+        return self._nll / self.trained_tokens if self.trained_tokens else math.nan
 
     @property
     def grad_norm(self) -> float:
         """Mean norm before clipping."""
-        return self._norm / max(1, self.steps - self.skipped)
+        return self._norm / (self.steps - self.skipped) if self.steps > self.skipped else math.nan

@@ -5,17 +5,17 @@ import time
 
 import pytest
 
-from bmscale.engine.process_group import _remove_stale_locks, launched_rank, launched_world_size
+from bmscale.engine.process_group import _remove_stale_locks, launched_world_size
 from bmscale.errors import BadInput
 
 
 def test_without_a_launcher_there_is_one_rank():
-    assert (launched_world_size({}), launched_rank({})) == (1, 0)
+    assert launched_world_size({}) == 1
 
 
 def test_with_one_it_says_how_many():
     environment = {"MASTER_ADDR": "host", "WORLD_SIZE": "16", "RANK": "3"}
-    assert (launched_world_size(environment), launched_rank(environment)) == (16, 3)
+    assert launched_world_size(environment) == 16
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,11 @@ def test_with_one_it_says_how_many():
     [
         ({"MASTER_ADDR": "127.0.0.1"}, "MASTER_ADDR but no WORLD_SIZE"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be a number; got 'two'"),
+        ({"RANK": "abc"}, "RANK must be a number; got 'abc'"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 but RANK is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "5"}, "got RANK 5 and WORLD_SIZE 2"),
+        ({"WORLD_SIZE": "0"}, "got RANK 0 and WORLD_SIZE 0"),
+        ({"RANK": "3"}, "got RANK 3 and WORLD_SIZE 1"),
     ],
 )
 def test_half_launched_is_refused(environment, message):

@@ -27,7 +27,7 @@ def test_a_state_knows_where_it_stands(state):
 
 def test_standing_after_steps():
     standing = Standing().after_step(100, skipped=False).after_step(50, skipped=True)
-    assert (standing.optimizer_step, standing.data_step, standing.target_tokens) == (1, 2, 150)
+    assert (standing.optimizer_step, standing.data_step, standing.target_tokens) == (1, 2, 100)
 
 
 def test_unfinished_folders_are_no_states(state):
