@@ -10,8 +10,9 @@ What the grammar covers, each rule in one function below or in ``toy_lexicon``:
   preposition; modals. English tense decides the German one: present -> Präsens, simple past -> Perfekt with haben or
   sein, but Präteritum for a few verbs of state, sein, haben and modals; will -> werden.
 - Word order: verb second (subject or fronted adverbial first), verb first (yes-no questions), verb last (subordinate
-  clauses). Between the brackets: pronoun objects, time, noun objects (dative before accusative), nicht, companion and
-  instrument, place or direction. English has place before time.
+  clauses). Between the brackets: pronouns and names as objects, time, objects that are known, frequency, the others
+  (dative before accusative), nicht, companion and instrument, place or direction, a noun without determiner. English
+  has place before time.
 - Negation: "not ... a/any" -> kein, every other "not" -> nicht.
 - Clauses: weil, obwohl, wenn, während, bevor, als, dass, ob and other indirect questions, relative clauses (subject,
   object, after a preposition), zu- and um-zu-infinitives, sentences joined by und and aber; es gibt, weather.
