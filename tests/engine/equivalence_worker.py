@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--break-it", choices=("accumulation", "world_size"))
     parser.add_argument("--poison-step", type=int, default=-1)
+    parser.add_argument("--omit-step", type=int, default=-1)
     parser.add_argument("--save-at", type=int, default=-1)
     parser.add_argument("--states", type=Path)
     parser.add_argument("--load", action="store_true")
@@ -114,8 +115,11 @@ def main() -> None:
         standing = checkpoint.load_state(checkpoint.list_states(options.states)[-1], engine, empty_step)
     losses, norms, skipped = [], [], []
     for step in range(standing.data_step, options.steps):
+        if step == options.omit_step:
+            continue
         target_tokens = sum(len(target) for _, target in pairs_of_step(step))
-        function: LossFunction = partial(poisoned, loss_function) if step == options.poison_step else loss_function
+        poison = step == options.poison_step and engine.rank == engine.world_size - 1
+        function: LossFunction = partial(poisoned, loss_function) if poison else loss_function
         outcome = engine.train_step(
             micro_batches(step, engine.rank, engine.world_size),
             function,

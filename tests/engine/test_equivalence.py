@@ -112,13 +112,23 @@ def test_the_same_ranks_go_on_bit_for_bit(resumed, name):
     assert run["weights"] == whole["weights"]
 
 
+@pytest.fixture(scope="module")
+def poisoned(tmp_path_factory) -> dict[str, dict[str, Any]]:
+    """Runs in which one rank's gradient is not finite in step 2, and one that leaves step 2 out."""
+    short = ["--steps", "5", "--deepspeed"]
+    jobs = {"without": (1, [*short, "none", "--omit-step", "2"])}
+    for precision in ("fp32", "bf16"):
+        poison = ["--poison-step", "2", "--precision", precision]
+        jobs |= {f"{stage}-{precision}": (2, [*short, stage, *poison]) for stage in STAGES}
+        jobs |= {f"none-{precision}": (1, [*short, "none", *poison])}
+    return launch_all(tmp_path_factory.mktemp("poisoned"), jobs)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_gradient_that_is_not_finite_is_skipped(tmp_path, precision):
-    jobs = {
-        name: (1, ["--deepspeed", name, "--precision", precision, "--poison-step", "2", "--steps", "5"])
-        for name in ("none", "zero0", "zero1", "zero2", "zero3")
-    }
-    for name, run in launch_all(tmp_path, jobs).items():
-        assert run["skipped"] == [False, False, True, False, False], name
-        assert all(loss == loss for index, loss in enumerate(run["losses"]) if index != 2), name
-        assert all(weight == weight for weight in run["weights"].values()), name
+@pytest.mark.parametrize("stage", ["none", *STAGES])
+def test_a_gradient_that_is_not_finite_is_skipped_by_every_rank(poisoned, stage, precision):
+    """Weights and moments stay as they were: training goes on as if the step had never been."""
+    run, wanted = poisoned[f"{stage}-{precision}"], poisoned["without"]["losses"]
+    assert run["skipped"] == [False, False, True, False, False]
+    found = [loss for step, loss in enumerate(run["losses"]) if step != 2]
+    assert worst(found, wanted) < (1e-6 if precision == "fp32" else 1e-2)
