@@ -15,7 +15,7 @@ for argument in "$@"; do
   case $argument in run=*) run=${argument#run=} ;; esac
 done
 # Two ranks on CPUs also where there is a GPU: the same run everywhere.
-export CUDA_VISIBLE_DEVICES=""
+export CUDA_VISIBLE_DEVICES="" DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 say() { printf '\n== %s\n' "$*" >&2; }
 
 say "1/4 prepare: the embedded corpus, cleaned, tokenised, in shards"
@@ -28,8 +28,9 @@ say "3/4 evaluate: held-out sentences, scored by sacreBLEU"
 bmscale evaluate "$run" >/dev/null
 
 say "4/4 translate: five held-out sentences"
-python -m bmscale.data.toy test 5 | cut -f1 | tee "$run/held-out.en" | bmscale translate "$run/model/best" |
-  paste "$run/held-out.en" - | sed 's/\t/\n    -> /'
+python -m bmscale.data.toy test 5 | cut -f1 >"$run/held-out.en"
+bmscale translate "$run/model/best" <"$run/held-out.en" >"$run/held-out.de"
+paste "$run/held-out.en" "$run/held-out.de" | sed 's/\t/\n    -> /'
 
 cat <<END
 

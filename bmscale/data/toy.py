@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sys
 from collections.abc import Callable, Iterator
 
 from bmscale.data import toy_inflection as forms
@@ -555,3 +556,15 @@ def _draw(split: str, count: int, seed: int) -> Iterator[Pair]:
         rejected = 0
         seen.add(digest)
         yield english, german
+
+
+def main(arguments: list[str]) -> None:
+    """`python -m bmscale.data.toy SPLIT COUNT [SEED]`: pairs as TSV, English and German."""
+    if len(arguments) not in (2, 3) or not all(number.isdigit() for number in arguments[1:]):
+        raise SystemExit("usage: python -m bmscale.data.toy train|valid|test COUNT [SEED]")
+    for english, german in toy_pairs(arguments[0], *map(int, arguments[1:])):
+        print(f"{english}\t{german}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
