@@ -13,10 +13,10 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import zstandard
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from bmscale.config import Config
 from bmscale.errors import BadInput
@@ -30,14 +30,28 @@ BUFFER_BYTES = 1 << 20
 _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)
 
 
+def _expanded(path: str) -> str:
+    """A path as it will be opened, `~` replaced by the home folder, once and for everybody who reads the section."""
+    if not path or "\0" in path or any("\ud800" <= character <= "\udfff" for character in path):
+        raise ValueError("must be a path that a file can have: not empty, without NUL and without half characters")
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        raise ValueError(f"there is no home folder '{Path(path).parts[0]}'; write the path in full") from None
+
+
+LocalPath = Annotated[str, AfterValidator(_expanded)]
+"""A path of a configuration, with `~` expanded."""
+
+
 class CorpusConfig(Config):
     """One source of sentence pairs. In YAML a plain string stands for `{path: STRING}`."""
 
-    path: str | None = None
+    path: LocalPath | None = None
     """TSV, JSONL (each plain, .gz, .xz or .zst), Parquet file, dataset folder, or the prefix of two parallel files."""
-    source_path: str | None = None
+    source_path: LocalPath | None = None
     """The source side of two parallel text files, one sentence a line; goes with target_path."""
-    target_path: str | None = None
+    target_path: LocalPath | None = None
     """The target side of two parallel text files."""
     format: Literal["auto", "tsv", "jsonl", "parallel", "dataset"] = "auto"
     """How to read `path`; auto goes by the extension, a folder is a dataset, anything else a parallel prefix."""
@@ -53,8 +67,8 @@ class CorpusConfig(Config):
     """Split to read of a dataset."""
     toy: Literal["train", "valid", "test"] | None = None
     """Read this split of the embedded toy corpus instead of a file."""
-    pairs: int = Field(default=10_000, gt=0)
-    """Number of toy pairs."""
+    pairs: int = Field(default=10_000, gt=0, le=10_000_000)
+    """Number of toy pairs, at most ten million."""
     seed: int = Field(default=0, ge=0)
     """Seed of the toy pairs."""
 
@@ -99,7 +113,7 @@ def input_files(corpus: CorpusConfig, source_language: str, target_language: str
     kind = _format(corpus, source_language, target_language)
     if kind == "parallel":
         return list(_parallel_files(corpus, source_language, target_language))
-    path = _existing(Path(str(corpus.path)).expanduser())
+    path = _existing(Path(str(corpus.path)))
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
     return [path]
@@ -114,7 +128,7 @@ def _reader(corpus: CorpusConfig, source_language: str, target_language: str) ->
     kind = _format(corpus, source_language, target_language)
     if kind == "parallel":
         return _read_parallel(*_parallel_files(corpus, source_language, target_language))
-    path = _existing(Path(str(corpus.path)).expanduser())
+    path = _existing(Path(str(corpus.path)))
     if kind == "tsv":
         return _read_tsv(path, corpus.source_column, corpus.target_column)
     keys = (corpus.source_key or source_language, corpus.target_key or target_language)
@@ -126,7 +140,7 @@ def _format(corpus: CorpusConfig, source_language: str, target_language: str) ->
         return "parallel"
     if corpus.format != "auto":
         return corpus.format
-    path = Path(corpus.path).expanduser()
+    path = Path(corpus.path)
     if path.is_dir():
         return "dataset"
     bare = path.with_suffix("") if path.suffix in COMPRESSIONS else path
@@ -147,9 +161,9 @@ def _format(corpus: CorpusConfig, source_language: str, target_language: str) ->
 
 def _parallel_files(corpus: CorpusConfig, source_language: str, target_language: str) -> tuple[Path, Path]:
     if corpus.source_path is not None:
-        source, target = (_existing(Path(str(p)).expanduser()) for p in (corpus.source_path, corpus.target_path))
+        source, target = (_existing(Path(str(p))) for p in (corpus.source_path, corpus.target_path))
         return source, target
-    prefix = Path(str(corpus.path)).expanduser()
+    prefix = Path(str(corpus.path))
     found: list[Path] = []
     for language in (source_language, target_language):
         file = _side(prefix, language)
@@ -168,6 +182,9 @@ def _side(prefix: Path, language: str) -> Path | None:
 def _existing(path: Path) -> Path:
     if not path.exists():
         raise BadInput(f"{path}: no such file{_nearest(path)}")
+    if not path.is_file() and not path.is_dir():
+        # A pipe would block for ever: it is read once to hash it, and once more to train.
+        raise BadInput(f"{path}: must be a regular file or a folder; a pipe or device cannot be read twice")
     return path
 
 
@@ -268,7 +285,7 @@ def _read_jsonl(path: Path, keys: tuple[str, str]) -> Iterator[Pair]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
             raise BadInput(f"{path}:{number}: a line must be one JSON object, it does not parse: {error}") from None
         yield _pair_of_row(row, keys, f"{path}:{number}")
 

@@ -24,12 +24,12 @@ from typing import Any, TypeVar
 import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 import bmscale
 from bmscale.config import Config
 from bmscale.data.clean import Cleaner, CleaningConfig, Dropped, SeenHashes, normalise
-from bmscale.data.corpus import CorpusConfig, describe, input_files, read_pairs
+from bmscale.data.corpus import CorpusConfig, LocalPath, describe, input_files, read_pairs
 from bmscale.data.shards import PairShards, ShardWriter
 from bmscale.data.tokenizer import UNK, Tokenizer, TokenizerConfig, train_tokenizer
 from bmscale.data.workers import Progress, Workers, in_own_process
@@ -37,8 +37,10 @@ from bmscale.errors import BadInput, BmscaleError
 
 log = logging.getLogger("bmscale")
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+VALID_TEXTS = "valid.jsonl"
+_AGAIN = "make it with `bmscale prepare CONFIG`"
 CHUNK_PAIRS = 4096
 INLINE_TRAINING_PAIRS = 20_000
 SAMPLE_BYTES = 80_000_000  # of text to train the tokenizer on: 1.6 GiB in the trainer, whatever the sentences' length
@@ -49,7 +51,7 @@ In = TypeVar("In")
 class DataConfig(Config):
     """What to train on, and where its prepared form lives."""
 
-    directory: str
+    directory: LocalPath
     """Folder of the prepared data; `bmscale prepare` makes it, everything else reads it."""
     source_language: str = Field(pattern=r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*$")
     """Code of the language to translate from: en, zh-Hans, deu_Latn."""
@@ -89,7 +91,7 @@ def prepare(
     started = time.monotonic()
     if workers is not None and workers < 1:
         raise BadInput(f"workers: must be at least 1, got {workers}")
-    directory = Path(config.directory).expanduser()
+    directory = _followed(Path(config.directory))
     inputs = _hash_inputs(config)
     if not dry_run and (finished := _finished(directory, config, inputs, force)):
         log.info("%s is up to date: same inputs, same configuration; nothing to do", directory)
@@ -110,28 +112,119 @@ def prepare(
 
 
 def load_manifest(directory: str | Path) -> dict[str, Any]:
-    """The manifest of a finished folder, its files checked for presence and size and its tokenizer by hash.
+    """The manifest of a finished folder, which was checked: every file is there and of its size, the tokenizer, the
+    validation texts and the indexes of the shards have their hashes, and the lengths add up.
 
-    Raises BadInput where the folder is absent, unfinished or damaged; the message names the command that makes it.
+    Raises BadInput where the folder is absent, unfinished, unreadable or damaged; the message names the file and the
+    command that makes it again.
     """
-    folder = Path(directory).expanduser()
-    again = "make it with `bmscale prepare CONFIG`"
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        version = manifest["format"]
-    except FileNotFoundError:
-        raise BadInput(f"{folder}: no prepared data here, {MANIFEST} is missing; {again}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{folder / MANIFEST}: damaged ({error}); {again} --force") from None
-    if version != FORMAT:
-        raise BadInput(f"{folder / MANIFEST}: format must be {FORMAT}, got {version}; {again} --force")
+    folder = Path(directory)
+    manifest = _read_manifest(folder / MANIFEST)
     tokenizer = Tokenizer.load(folder / "spiece.model")
     if tokenizer.sha256 != manifest["tokenizer"]["sha256"]:
-        raise BadInput(f"{folder / 'spiece.model'}: is not the tokenizer of the manifest; {again} --force")
-    for split, entry in manifest["splits"].items():
-        if len(PairShards.open(folder / split)) != entry["pairs_kept"]:
-            raise BadInput(f"{folder / split}: must hold {entry['pairs_kept']:,} pairs by {MANIFEST}; {again} --force")
+        raise BadInput(f"{folder / 'spiece.model'}: is not the tokenizer of the manifest; {_AGAIN} --force")
+    _check_valid_texts(folder / VALID_TEXTS, manifest["valid_texts"])
+    splits = {split: PairShards.open(folder / split) for split in manifest["splits"]}
+    for split, shards in splits.items():
+        for key, held in (("pairs_kept", "pairs"), ("source_tokens",) * 2, ("target_tokens",) * 2):
+            if shards.index[held] != manifest["splits"][split][key]:
+                expected = f"{manifest['splits'][split][key]:,} {held.replace('_', ' ')}"
+                raise BadInput(f"{folder / split}: must hold {expected} by {MANIFEST}; {_AGAIN} --force")
+    if _data_hash(tokenizer, splits) != manifest["data_hash"]:
+        raise BadInput(f"{folder}: the shards are not those of {MANIFEST}, their hashes differ; {_AGAIN} --force")
     return manifest
+
+
+class _File(BaseModel):
+    """What a manifest says of a file; of an input the path, of an output the name."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class _Input(_File):
+    path: str
+
+
+class _Split(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    pairs_read: int = Field(ge=0)
+    pairs_kept: int = Field(ge=1)
+    source_tokens: int = Field(ge=1)
+    target_tokens: int = Field(ge=1)
+
+
+class _Splits(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    train: _Split
+    valid: _Split
+
+
+class _Rule(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    pairs: int = Field(ge=0)
+    samples: list[list[str]]
+
+
+class _TokenizerEntry(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    sha256: str
+    vocabulary_size: int = Field(ge=1)
+
+
+class _Manifest(BaseModel):
+    """The keys of a manifest that are read again, to tell a damaged one."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    source_language: str
+    target_language: str
+    config: dict[str, Any]
+    inputs: dict[str, list[_Input]]
+    data_hash: str
+    tokenizer: _TokenizerEntry
+    splits: _Splits
+    valid_texts: _File
+    dropped: dict[str, _Rule]
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BadInput(f"{path.parent}: no prepared data here, {MANIFEST} is missing; {_AGAIN}") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: damaged ({error}); {_AGAIN} --force") from None
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if version != FORMAT:
+        raise BadInput(f"{path}: format must be {FORMAT}, got {version!r:.40}; {_AGAIN} --force")
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        key = ".".join(map(str, wrong["loc"]))
+        raise BadInput(f"{path}: damaged ({key}: {wrong['msg']}); {_AGAIN} --force") from None
+    return manifest
+
+
+def _check_valid_texts(path: Path, entry: dict[str, Any]) -> None:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise BadInput(f"{path}: is missing; {_AGAIN} --force") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    if _described(data) != {"bytes": entry["bytes"], "sha256": entry["sha256"]}:
+        raise BadInput(
+            f"{path}: must have {entry['bytes']:,} bytes and the SHA-256 of {MANIFEST}, it has {len(data):,} bytes; "
+            f"{_AGAIN} --force"
+        )
+
+
+def _described(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def format_report(manifest: dict[str, Any]) -> str:
@@ -156,8 +249,8 @@ def _shorten(text: str, width: int = 40) -> str:
 
 
 def _clean_only(config: DataConfig, pool: Workers) -> dict[str, Any]:
+    valid = sum(1 for _ in _pairs(config, config.valid))  # first: a mistake there is told at once
     read, kept, dropped = _clean_train(config, pool, None)
-    valid = sum(1 for _ in _pairs(config, config.valid))
     splits = {
         "train": {"pairs_read": read, "pairs_kept": kept},
         "valid": {"pairs_read": valid, "pairs_kept": valid},
@@ -168,6 +261,7 @@ def _clean_only(config: DataConfig, pool: Workers) -> dict[str, Any]:
 def _build(config: DataConfig, folder: Path, pool: Workers) -> dict[str, Any]:
     """Everything of the output folder but the manifest, whose contents are returned."""
     spool = folder / "spool.tsv"
+    valid = list(_pairs(config, config.valid))  # first: a mistake there is told at once
     read, kept, dropped = _clean_train(config, pool, spool)
     if not kept:
         raise BadInput(f"data.train: cleaning dropped all of {read:,} pairs\n{_only_rules(dropped, read)}")
@@ -183,18 +277,18 @@ def _build(config: DataConfig, folder: Path, pool: Workers) -> dict[str, Any]:
     spool.unlink()
     if not counts.pairs:
         raise BadInput(f"data.train: no pair of {kept:,} fits max_source_tokens and max_target_tokens, {limits}")
-    valid = list(_pairs(config, config.valid))
     rows = "".join(json.dumps({"source": s, "target": t}, ensure_ascii=False) + "\n" for s, t in valid)
-    # A lone surrogate, which JSON can hold, has no UTF-8.
-    _write_bytes(folder / "valid.jsonl", rows.encode("utf-8", "replace"))
+    texts = rows.encode("utf-8", "replace")  # a lone surrogate, which JSON can hold, has no UTF-8
+    _write_bytes(folder / VALID_TEXTS, texts)
     lines_of_valid = (f"{normalise(s)}\t{normalise(t)}\n".encode() for s, t in valid)
     counts = _encode_split(lines_of_valid, len(valid), folder / "valid", tokenizer, pool, None)
     splits["valid"] = {"pairs_read": len(valid)} | counts.report()
     about = {"sha256": tokenizer.sha256, "vocabulary_size": tokenizer.vocabulary_size}
     return {
-        "data_hash": _data_hash(folder, tokenizer),
+        "data_hash": _data_hash(tokenizer, {split: PairShards.open(folder / split) for split in splits}),
         "tokenizer": about,
         "splits": splits,
+        "valid_texts": {"file": VALID_TEXTS} | _described(texts),
         "dropped": dropped.report(),
     }
 
@@ -357,9 +451,9 @@ def _encode_split(
     return counts
 
 
-def _data_hash(folder: Path, tokenizer: Tokenizer) -> str:
+def _data_hash(tokenizer: Tokenizer, splits: dict[str, PairShards]) -> str:
     """The identity of what training sees: the tokenizer and every token of every split, in order."""
-    parts = {split: PairShards.open(folder / split).index for split in ("train", "valid")}
+    parts = {split: shards.index for split, shards in splits.items()}
     return hashlib.sha256(json.dumps([tokenizer.sha256, parts], sort_keys=True).encode()).hexdigest()
 
 
@@ -393,7 +487,7 @@ def _hash_inputs(config: DataConfig) -> dict[str, list[dict[str, Any]]]:
             inputs[split] += [_hash_file(file) for file in input_files(corpus, *languages)]
     if config.tokenizer.path is not None:
         Tokenizer.load(config.tokenizer.path)  # a wrong one is reported now, not after the cleaning
-        inputs["tokenizer"] = [_hash_file(Path(config.tokenizer.path).expanduser())]
+        inputs["tokenizer"] = [_hash_file(Path(config.tokenizer.path))]
     return inputs
 
 
@@ -419,16 +513,30 @@ def _hash_pairs(name: str, pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
     return {"path": name, "bytes": size, "sha256": digest.hexdigest()}
 
 
+def _followed(directory: Path) -> Path:
+    """The folder itself where a link leads to it: it is what is replaced, and the link stays."""
+    try:
+        return directory.resolve()
+    except (OSError, RuntimeError):  # RuntimeError: a link that leads to itself, before Python 3.13
+        raise BadInput(f"{directory}: data.directory cannot be followed: its links lead nowhere") from None
+
+
 def _finished(directory: Path, config: DataConfig, inputs: dict[str, Any], force: bool) -> dict[str, Any] | None:
     """The manifest of the folder if it is what this run would make; None if the folder may be written.
 
     Raises BadInput if it holds other things, or was made from something else and `force` is not given.
     """
-    if directory.exists() and not directory.is_dir():
-        raise BadInput(f"{directory}: data.directory must be a folder, a file is there")
-    if not directory.exists() or not any(directory.iterdir()):
+    try:
+        names = [path.name for path in directory.iterdir()]
+    except FileNotFoundError:
         return None
-    if not (directory / MANIFEST).exists():
+    except NotADirectoryError:
+        raise BadInput(f"{directory}: data.directory must be a folder, a file is there") from None
+    except OSError as error:
+        raise BadInput(f"{directory}: data.directory cannot be read: {error.strerror}") from None
+    if not names:
+        return None
+    if MANIFEST not in names:
         raise BadInput(
             f"{directory}: holds files but no {MANIFEST}, so it is not prepared data and is left alone; "
             "choose another data.directory or empty this one"
@@ -478,7 +586,6 @@ def _flatten(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 @contextlib.contextmanager
 def _temporary_sibling(directory: Path) -> Iterator[Path]:
     """A folder beside `directory`, on the same disk so that it can be renamed; gone at the end whatever happens."""
-    directory = directory.absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{directory.name}.preparing-{socket.gethostname()}-"
     for stale in directory.parent.glob(f"{prefix}*"):
@@ -509,7 +616,6 @@ def _publish(
     folder: Path, directory: Path, config: DataConfig, inputs: dict[str, Any], force: bool
 ) -> dict[str, Any] | None:
     """Rename the finished folder into place. Returns the manifest of another run that was first with the same data."""
-    directory = directory.absolute()
     finished = _finished(directory, config, inputs, force)
     if finished:
         return finished

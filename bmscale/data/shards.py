@@ -25,6 +25,8 @@ from bmscale.errors import BadInput
 FORMAT = 1
 SHARD_TOKENS = 1 << 28  # 512 MiB as uint16: few open files for large corpora, still easy to copy
 INDEX = "index.json"
+AGAIN = "prepare the data again with `bmscale prepare CONFIG --force`"
+CHECKED_PAIRS = 1 << 20  # at a time: a few dozen MiB however large the corpus is
 LENGTH_FILES = {"source_lengths.bin": "<i4", "target_lengths.bin": "<i4", "offsets.bin": "<i8"}
 
 
@@ -160,7 +162,7 @@ class ShardWriter:
 
 
 class PairShards:
-    """Random access to the pairs of a folder; nothing is read before it is asked for, all workers share the pages."""
+    """Random access to the pairs of a folder; tokens are read as they are asked for, all workers share the pages."""
 
     def __init__(self, directory: Path, index: dict[str, Any]) -> None:
         self.directory = directory
@@ -177,20 +179,51 @@ class PairShards:
     def open(cls, directory: str | Path) -> "PairShards":
         """Open a folder that ShardWriter has closed.
 
-        Raises BadInput where the index is absent or damaged, or a file is missing or not of the size the index says.
+        Raises BadInput, naming the file, where the index is absent or damaged, a file cannot be read or is not of the
+        size that the index says, or the lengths do not add up to its tokens. The tokens themselves are not read.
         """
         directory = Path(directory)
-        index = _read_index(directory)
-        for entry in [*index["lengths"], *index["shards"]]:
-            path = directory / entry["file"]
-            size = path.stat().st_size if path.is_file() else None
-            if size != entry["bytes"]:
-                given = "it is missing" if size is None else f"it has {size:,}"
+        try:
+            index = _read_index(directory)
+            for entry in [*index["lengths"], *index["shards"]]:
+                path = directory / entry["file"]
+                size = path.stat().st_size if path.is_file() else None
+                if size != entry["bytes"]:
+                    given = "it is missing" if size is None else f"it has {size:,}"
+                    raise BadInput(f"{path}: must have {entry['bytes']:,} bytes by {INDEX}, {given}; {AGAIN}")
+            shards = cls(directory, index)
+        except OSError as error:
+            raise BadInput(f"{error.filename or directory}: cannot be read: {error.strerror}") from None
+        shards._check_lengths()
+        return shards
+
+    @classmethod
+    def _reopen(cls, directory: Path) -> "PairShards":
+        """For a worker process: the parent has checked the folder."""
+        return cls(directory, _read_index(directory))
+
+    def _check_lengths(self) -> None:
+        totals, end = [0, 0], 0
+        for start in range(0, len(self), CHECKED_PAIRS):
+            part = slice(start, start + CHECKED_PAIRS)
+            sides = self.source_lengths[part].astype(np.int64), self.target_lengths[part].astype(np.int64)
+            ends = end + np.cumsum(sides[0] + sides[1])
+            offsets = self._offsets[part]
+            if min(sides[0].min(), sides[1].min()) < 1:
+                raise BadInput(f"{self.directory}: damaged: every length must be at least 1 token; {AGAIN}")
+            if offsets[0] != end or not np.array_equal(offsets[1:], ends[:-1]):
+                raise BadInput(f"{self.directory / 'offsets.bin'}: damaged: does not follow the lengths; {AGAIN}")
+            totals, end = [total + int(side.sum()) for total, side in zip(totals, sides, strict=True)], int(ends[-1])
+        for file, total, key in zip(LENGTH_FILES, totals, ("source_tokens", "target_tokens"), strict=False):
+            if total != self.index[key]:
                 raise BadInput(
-                    f"{path}: must have {entry['bytes']:,} bytes by {INDEX}, {given}; "
-                    "prepare the data again with `bmscale prepare CONFIG --force`"
+                    f"{self.directory / file}: the lengths must add up to {self.index[key]:,} tokens by {INDEX}, "
+                    f"they are {total:,}; {AGAIN}"
                 )
-        return cls(directory, index)
+        inner = self._starts[1:-1]
+        nearest = np.minimum(np.searchsorted(self._offsets, inner), len(self) - 1)
+        if not np.array_equal(self._offsets[nearest], inner):
+            raise BadInput(f"{self.directory / INDEX}: damaged: a pair lies across two shards; {AGAIN}")
 
     def __len__(self) -> int:
         return int(self.index["pairs"])
@@ -209,27 +242,64 @@ class PairShards:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickled memory map is a copy of the data: another process opens the files instead.
-        return PairShards.open, (self.directory,)
+        return PairShards._reopen, (self.directory,)
 
 
 def _read_index(directory: Path) -> dict[str, Any]:
     path = directory / INDEX
-    again = "prepare the data again with `bmscale prepare CONFIG --force`"
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise BadInput(f"{directory}: not a folder of prepared pairs, {INDEX} is missing; {again}") from None
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: damaged index ({error}); {again}") from None
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        found = index.get("format") if isinstance(index, dict) else None
-        raise BadInput(f"{path}: shard format must be {FORMAT}, got {found}; {again}")
-    missing = {"dtype", "pairs", "source_tokens", "target_tokens", "lengths", "shards"} - index.keys()
-    if missing or [entry.get("file") for entry in index["lengths"]] != list(LENGTH_FILES):
-        raise BadInput(f"{path}: damaged index, {', '.join(sorted(missing)) or 'lengths'} must be there; {again}")
-    if any(e["bytes"] != index["pairs"] * np.dtype(LENGTH_FILES[e["file"]]).itemsize for e in index["lengths"]):
-        raise BadInput(f"{path}: damaged index, the length files do not match {index['pairs']} pairs; {again}")
+        raise BadInput(f"{directory}: not a folder of prepared pairs, {INDEX} is missing; {AGAIN}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: damaged index ({error}); {AGAIN}") from None
+    if not isinstance(index, dict) or not _is_count(index.get("format")) or index["format"] != FORMAT:
+        found = index.get("format") if isinstance(index, dict) else f"no object but {index!r:.40}"
+        raise BadInput(f"{path}: shard format must be {FORMAT}, got {found!r:.40}; {AGAIN}")
+    problem = _problem(index)
+    if problem is not None:
+        raise BadInput(f"{path}: damaged index, {problem}; {AGAIN}")
     return cast(dict[str, Any], index)
+
+
+def _problem(index: dict[str, Any]) -> str | None:
+    """What is wrong with an index; None for one that ShardWriter could have written."""
+    if index.get("dtype") not in ("<u2", "<u4"):
+        return f"dtype must be <u2 or <u4, got {index.get('dtype')!r:.40}"
+    for key in ("pairs", "source_tokens", "target_tokens"):
+        if not _is_count(index.get(key)):
+            return f"{key} must be a whole number, got {index.get(key)!r:.40}"
+    for key in ("lengths", "shards"):
+        entries = index.get(key)
+        if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+            return f"{key} must be a list of files with bytes and sha256"
+    names = [entry["file"] for entry in index["lengths"]]
+    if names != list(LENGTH_FILES):
+        return f"lengths must be {', '.join(LENGTH_FILES)}"
+    if [entry["file"] for entry in index["shards"]] != [f"tokens-{i:05d}.bin" for i in range(len(index["shards"]))]:
+        return "shards must be tokens-00000.bin and those that follow"
+    pairs = index["pairs"]
+    if any(entry["bytes"] != pairs * np.dtype(LENGTH_FILES[entry["file"]]).itemsize for entry in index["lengths"]):
+        return f"the length files do not match {pairs:,} pairs"
+    width = np.dtype(index["dtype"]).itemsize
+    tokens = index["source_tokens"] + index["target_tokens"]
+    sizes = [entry["bytes"] for entry in index["shards"]]
+    if any(size == 0 or size % width for size in sizes) or sum(sizes) != tokens * width:
+        return f"the shards do not match {tokens:,} tokens of {width} bytes"
+    return None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_entry(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("file"), str)
+        and isinstance(value.get("sha256"), str)
+        and _is_count(value.get("bytes"))
+    )
 
 
 def _map(path: Path, dtype: str) -> NDArray[Any]:

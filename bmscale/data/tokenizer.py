@@ -18,6 +18,7 @@ import sentencepiece
 from pydantic import Field
 
 from bmscale.config import Config
+from bmscale.data.corpus import LocalPath
 from bmscale.errors import BadInput
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
@@ -33,11 +34,11 @@ LONGEST_LINE_BYTES = 1 << 20
 class TokenizerConfig(Config):
     """Training of the joint tokenizer, or the path of a ready one."""
 
-    path: str | None = None
+    path: LocalPath | None = None
     """A ready SentencePiece model with <s> 0, <pad> 1, </s> 2, <unk> 3; the keys below are then not used."""
     type: Literal["unigram", "bpe"] = "unigram"
     """unigram, or bpe with byte fallback (no unknown pieces: rare characters are spelt in bytes)."""
-    vocabulary_size: int = Field(default=8_000, ge=16)
+    vocabulary_size: int = Field(default=8_000, ge=16, le=1_000_000)
     """Pieces of both languages together, the four special ones included."""
     character_coverage: float = Field(default=1.0, ge=0.98, le=1.0)
     """Share of characters that get a piece of their own; 0.9995 for Chinese or Japanese, 1 for small alphabets."""
@@ -121,9 +122,12 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a model file, `spiece.model` of a prepared folder or of a model folder."""
+        """Read a model file, `spiece.model` of a prepared folder or of a model folder. Raises BadInput."""
         try:
-            model = Path(path).expanduser().read_bytes()
+            file = Path(path)
+            if file.exists() and not file.is_file():  # a pipe would block for ever
+                raise BadInput(f"{path}: the tokenizer must be a regular file; give a spiece.model")
+            model = file.read_bytes()
         except OSError as error:
             raise BadInput(f"{path}: the tokenizer cannot be read: {error.strerror}") from None
         return cls(model, str(path))

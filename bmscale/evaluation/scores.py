@@ -46,6 +46,7 @@ def score(
     with _bootstrap_seed(seed):
         for name in metrics:
             metric, note = _make(name, target_language)
+            _give_plain_floats(metric)
             result = metric.corpus_score(hypotheses, [references], n_bootstrap=max(1, n_bootstrap))
             sampled = n_bootstrap > 1
             results[name] = {
@@ -117,6 +118,22 @@ def _make(name: str, target_language: str | None) -> tuple[Any, str | None]:
         # Without this a sentence that has no spaces is one word, and TER counts wrong sentences.
         return TER(normalized=True, asian_support=True), "TER is over characters for a script without spaces"
     return TER(), None
+
+
+def _give_plain_floats(metric: Any) -> None:
+    """Have one metric score its resamples in Python floats.
+
+    sacreBLEU computes them from float32 counts, except for a resample without a single match, which is a plain 0.0;
+    the `statistics.mean` that it takes of them refuses the mixture.
+    """
+    compute = metric._compute_score_from_stats
+
+    def compute_plain(stats: Any) -> Any:
+        result = compute(stats)
+        result.score = float(result.score)
+        return result
+
+    metric._compute_score_from_stats = compute_plain
 
 
 @contextmanager

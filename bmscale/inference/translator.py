@@ -29,14 +29,20 @@ _SENTENCE_END = re.compile(
 _LINE_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
 
 
+_MOST_BEAMS = 1_000
+_MOST_PENALTY = 10.0  # a length to a greater power leaves float32
+_MOST_LENGTH_RATIO = 1_000.0
+
+
 @dataclass(frozen=True)
 class SearchOptions:
     """How a translation is searched for. Raises BadInput for a value that cannot be used."""
 
     beam_size: int = 5
-    """Hypotheses kept; 1 is greedy search."""
+    """Hypotheses kept, at most 1,000 and the pieces of the vocabulary; 1 is greedy search."""
     length_penalty: float = 1.0
-    """A beam's log-probability is divided by its length (tokens with </s>) to this power; above 0 favours long ones."""
+    """A beam's log-probability is divided by its length (tokens with </s>) to this power, -10 to 10; above 0 favours
+    long ones."""
     max_batch_tokens: int = 8192
     """Padded source tokens of a batch, every beam counted. A sentence that is longer is a batch of its own."""
     max_length_ratio: float = 3.0
@@ -49,12 +55,14 @@ class SearchOptions:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise BadInput(f"{name}: must be a whole number of at least {least}; got {value!r}")
-        for name in ("length_penalty", "max_length_ratio"):
+        if self.beam_size > _MOST_BEAMS:
+            raise BadInput(f"beam_size: must be at most {_MOST_BEAMS:,}; got {self.beam_size:,}")
+        ranges = (("length_penalty", -_MOST_PENALTY, _MOST_PENALTY), ("max_length_ratio", 0.0, _MOST_LENGTH_RATIO))
+        for name, least_value, most_value in ranges:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise BadInput(f"{name}: must be a finite number; got {value!r}")
-        if self.max_length_ratio < 0:
-            raise BadInput(f"max_length_ratio: must be 0 or more; got {self.max_length_ratio}")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not least_value <= value <= most_value:  # NaN is in no range
+                raise BadInput(f"{name}: must be a number from {least_value:g} to {most_value:g}; got {value!r}")
 
     def longest_target(self, source_length: int) -> int:
         """The most target tokens, </s> counted, for a source of so many tokens, </s> counted."""
@@ -85,13 +93,18 @@ def translate_ids(
     """Translate sources, each a list of ids that ends in </s>, into lists of ids without special tokens at the ends.
 
     `model` is a transformers encoder-decoder, on any device; its training mode is restored. The order is kept. An
-    empty source, or one of </s> alone, gives an empty list.
+    empty source, or one of </s> alone, gives an empty list. Raises BadInput for more beams than pieces.
 
     `synced=True` is for a model whose weights are partitioned over ranks (ZeRO-3), where each forward is a collective:
     all ranks call this together, with different sources, and make the same number of forwards; a rank with fewer
     batches goes along on a batch of one </s>.
     """
     options = options or SearchOptions()
+    if options.beam_size > model.config.vocab_size:
+        raise BadInput(
+            f"beam_size: must be at most {model.config.vocab_size:,}, the pieces of the vocabulary; "
+            f"got {options.beam_size:,}"
+        )
     synced = synced and torch.distributed.is_available() and torch.distributed.is_initialized()
     results: list[list[int]] = [[] for _ in sources]
     wanted = [index for index, source in enumerate(sources) if any(token != EOS for token in source)]
@@ -308,4 +321,6 @@ def _device(device: str | torch.device | None) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"device: '{device}' cannot be used here: {str(error).splitlines()[0]}") from None
+    if chosen.type == "meta":
+        raise BadInput("device: 'meta' cannot be used here: it holds no values; give cpu or cuda")
     return chosen

@@ -11,6 +11,7 @@ import copy
 import difflib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,10 @@ from bmscale.model.tokenization import TOKENIZER_FILE, tokenizer_config
 CONFIG, GENERATION, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 PROVENANCE, WEIGHTS, INDEX, CARD = "provenance.json", "model.safetensors", "model.safetensors.index.json", "README.md"
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "head_dim", "num_attention_heads", "num_key_value_heads",
+    "d_model", "d_ff", "d_kv", "num_heads", "encoder_ffn_dim", "decoder_ffn_dim",
+)  # fmt: skip
 _LONGEST_HEADER = 100_000_000  # bytes; the bound of the safetensors format itself
 
 Shapes = dict[str, tuple[int, ...]]
@@ -81,6 +86,7 @@ def write_model_folder(
 
     `provenance` goes to `provenance.json`; the model card shows its keys `source_language`, `target_language`,
     `data_hash`, `optimizer_step`, `target_tokens` and `scores` (figures, or the result of `evaluation.scores.score`).
+    A figure that is not finite is written as null.
 
     Raises ValueError, leaving the old folder alone, when the tensors are not exactly those of `config`.
     """
@@ -102,7 +108,10 @@ def write_model_folder(
         }
         _write_json(fresh / PROVENANCE, record)
         (fresh / CARD).write_text(_card(path.name, record), encoding="utf-8")
+        # safetensors makes its files for their owner alone; the card has what the umask gives everything else.
+        mode = (fresh / CARD).stat().st_mode & 0o777
         for file in fresh.iterdir():
+            file.chmod(mode)
             _sync(file)
         _sync(fresh)
     except BaseException:
@@ -191,7 +200,17 @@ def _name_shards(folder: Path, shards: list[list[str]], total_bytes: int) -> Non
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8", errors="replace")
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for NaN and infinities, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _sync(path: Path) -> None:
@@ -219,6 +238,8 @@ def _card(name: str, record: Mapping[str, Any]) -> str:
         facts.append(("training data", f"`{record['data_hash']}` (hash of the prepared data)"))
     for metric, value in (record.get("scores") or {}).items():
         figure = value if isinstance(value, Mapping) else {"score": value}
+        if figure["score"] is None or not math.isfinite(figure["score"]):
+            continue  # nothing was measured
         signature = f" (`{figure['signature']}`)" if figure.get("signature") else ""
         facts.append((figure.get("name", metric), f"{figure['score']:.2f}{signature}"))
     header = ["---", "library_name: transformers", "pipeline_tag: translation", "tags: [bmscale, translation]"]
@@ -269,18 +290,33 @@ def open_model_folder(path: str | Path) -> ModelFolder:
     Raises BadInput, naming the file and what to do, for a folder or file that is missing, damaged, cut short or does
     not fit the others, and for a run folder (whose models are in RUN/model).
     """
-    path = Path(path).expanduser()
+    try:
+        place = Path(path).expanduser()
+    except RuntimeError:
+        raise BadInput(f"{path}: no such home folder; write the path in full") from None
+    try:
+        return _open(place)
+    except OSError as error:
+        raise BadInput(f"{error.filename or path}: cannot be read: {error.strerror}") from None
+
+
+def _open(path: Path) -> ModelFolder:
     _check_folder(path)
     for name in (CONFIG, GENERATION, TOKENIZER_CONFIG, TOKENIZER_FILE, PROVENANCE):
         if not (path / name).is_file():
             raise BadInput(f"{path / name}: missing; a model folder must have it: copy the whole folder again")
     provenance = _read_json(path / PROVENANCE)
+    _check_provenance(path / PROVENANCE, provenance)
     _read_json(path / TOKENIZER_CONFIG)
     _read_json(path / GENERATION)
-    config = _read_config(path / CONFIG)
-    _check_tokenizer(path / TOKENIZER_FILE, config, provenance)
     weights, found = _read_weights(path)
-    shapes, aliases = _expected(config)
+    config = _read_config(path / CONFIG, tensors=len(found), size=sum(file.stat().st_size for file in weights))
+    _check_tokenizer(path / TOKENIZER_FILE, config, provenance)
+    try:
+        shapes, aliases = _expected(config)
+    except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(f"{path / CONFIG}: no model can be made of it: {reason}; copy the folder again") from None
     for name, shape in shapes.items():
         if name not in found:
             raise BadInput(f"{weights[0]}: has no tensor {name}, which {CONFIG} asks for; the two are of two models")
@@ -356,8 +392,38 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_config(path: Path) -> Any:
-    model_type = _read_json(path).get("model_type")
+def _check_provenance(path: Path, provenance: dict[str, Any]) -> None:
+    """The keys that are read again; all of them may be missing, or null where there is nothing to say."""
+    for key in ("source_language", "target_language", "data_hash", "tokenizer_sha256"):
+        if not isinstance(provenance.get(key), str | None):
+            raise BadInput(f"{path}: {key} must be a string; got {provenance[key]!r:.40}")
+    for key, least in (("max_source_tokens", 2), ("step", 0), ("optimizer_step", 0)):
+        value = provenance.get(key)
+        if value is not None and (type(value) is not int or value < least):
+            raise BadInput(f"{path}: {key} must be a whole number of at least {least}; got {value!r:.40}")
+
+
+def _check_sizes(path: Path, values: dict[str, Any], tensors: int, size: int) -> None:
+    """Refuse what cannot be the model of these weights before it is made: absurd numbers take for ever.
+
+    A layer has at least a tensor, and no side of one is longer than the `size` of the weights in bytes.
+    """
+    for name, value in values.items():
+        counted = "layers" in name or "labels" in name
+        if type(value) not in (int, float) or not (counted or name in _SIZES):
+            continue
+        most = tensors if counted else size
+        if not value <= most:
+            raise BadInput(
+                f"{path}: {name} {value!r:.40} does not fit the weights, which have {tensors:,} tensors in "
+                f"{size:,} bytes: damaged; copy the folder again"
+            )
+
+
+def _read_config(path: Path, tensors: int, size: int) -> Any:
+    values = _read_json(path)
+    model_type = values.get("model_type")
+    _check_sizes(path, values, tensors, size)
     try:
         config = AutoConfig.from_pretrained(path.parent, local_files_only=True)
     except Exception as error:  # transformers has a different exception for every kind of wrong value
@@ -426,9 +492,9 @@ def _read_header(path: Path) -> Shapes:
     try:
         entries = json.loads(text)
         entries.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        end = 0 + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise BadInput(f"{path}: damaged: its header is not that of a safetensors file; copy it again") from None
     if 8 + length + end != size:
         raise BadInput(f"{path}: damaged or cut short: {size:,} bytes, must be {8 + length + end:,}; copy it again")

@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import zstandard
 from pydantic import ValidationError
 
+from bmscale.config import Document, validate
 from bmscale.data.corpus import CorpusConfig, input_files, read_pairs
 from bmscale.errors import BadInput
 
@@ -103,6 +105,8 @@ def test_input_files(tmp_path):
         ("x.jsonl", b'{"en": "a", "de": "b"}\n{"en": \n', r"x\.jsonl:2: .*does not parse"),
         ("x.jsonl", b'{"en": "a", "fr": "b"}\n', r"x\.jsonl:1: the key 'de' must hold a string, got only 'en', 'fr'"),
         ("x.jsonl", b'{"en": "a", "de": 5}\n', r"x\.jsonl:1: the key 'de' must hold a string, got a int"),
+        ("x.jsonl", b'{"en": ' + b"7" * 5000 + b"}\n", r"x\.jsonl:1: .*does not parse"),
+        ("x.jsonl", b"[" * 100_000 + b"\n", r"x\.jsonl:1: .*does not parse"),
         ("x.jsonl", b"[1]\n", r"x\.jsonl:1: a row must be an object"),
         ("x.doc", b"a\tb\n", r"x\.doc: the extension must be one of .*got '\.doc'"),
         ("x.tsv.gz", gzip.compress(b"a\tb\n" * 9999)[:-30], r"x\.tsv\.gz: truncated or damaged"),
@@ -135,6 +139,33 @@ def test_unequal_sides_give_both_counts(tmp_path, en, de):
     (tmp_path / "p.de").write_text("x\n" * de)
     with pytest.raises(BadInput, match=rf"p\.en has {en}, .*p\.de has {de}"):
         read(str(tmp_path / "p"))
+
+
+@pytest.mark.parametrize("name", ["x.tsv", "x.jsonl", "x"])
+def test_a_pipe_is_refused_and_does_not_hang(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    corpus = CorpusConfig(path=str(tmp_path / name), format="tsv")
+    for opened in (read, lambda corpus: input_files(corpus, "en", "de")):
+        with pytest.raises(BadInput, match=rf"{name}: must be a regular file or a folder"):
+            opened(corpus)
+
+
+def test_the_home_folder_is_expanded_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = CorpusConfig(source_path="~/a.en", target_path="~/a.de")
+    assert (given.source_path, given.target_path) == (f"{tmp_path}/a.en", f"{tmp_path}/a.de")
+    assert CorpusConfig(path="a/~b").path == "a/~b"
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "a\udc80", "~nobody-of-this-name/x"])
+def test_paths_that_no_file_can_have_are_refused(path):
+    with pytest.raises(BadInput, match=r"data: path: .*(must be a path|no home folder|valid string)"):
+        validate(CorpusConfig, Document({"path": path}, {(): "data"}))
+
+
+def test_the_toy_corpus_is_not_asked_for_more_than_it_has():
+    with pytest.raises(ValidationError, match="less than or equal to 10000000"):
+        CorpusConfig(toy="train", pairs=10**15)
 
 
 @pytest.mark.parametrize("value", [{}, {"path": "a.tsv", "toy": "train"}, {"source_path": "a"}, {"pth": "a"}])

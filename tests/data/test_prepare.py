@@ -198,7 +198,22 @@ def test_a_failed_run_leaves_nothing_and_a_dead_one_is_cleared(settings, tmp_pat
     ("name", "change", "message"),
     [
         ("manifest.json", lambda data: data[:-20], "damaged"),
-        ("manifest.json", lambda data: data.replace(b'"format": 1', b'"format": 9'), "format must be 1, got 9"),
+        ("manifest.json", lambda data: data.replace(b'"format": 2', b'"format": 9'), "format must be 2, got 9"),
+        ("manifest.json", lambda data: b"[" * 100_000, r"manifest\.json: damaged"),
+        ("manifest.json", lambda data: b"[]", r"manifest\.json: format must be 2, got None"),
+        ("manifest.json", lambda data: b'{"format": 2}', r"manifest\.json: damaged \(source_language: "),
+        ("manifest.json", lambda data: data.replace(b'"inputs"', b'"input"'), r"damaged \(inputs: Field required"),
+        ("manifest.json", lambda data: data.replace(b'"valid_texts"', b'"texts"'), r"damaged \(valid_texts: Field req"),
+        ("manifest.json", lambda data: data.replace(b'"data_hash": "', b'"data_hash": "0'), "their hashes differ"),
+        (
+            "manifest.json",
+            lambda data: data.replace(b'"source_tokens": ', b'"source_tokens": 1'),
+            "source tokens by man",
+        ),
+        ("valid.jsonl", lambda data: data[:-3], r"valid\.jsonl: must have [\d,]+ bytes and the SHA-256"),
+        ("valid.jsonl", lambda data: data.replace(b"leer", b"LEER"), r"valid\.jsonl: must have"),
+        ("train/index.json", lambda data: data.replace(b"<u2", b"<f2"), r"train/index\.json: damaged index, dtype"),
+        ("train/index.json", lambda data: data.replace(b'"sha256": "', b'"sha256": "0'), "their hashes differ"),
         ("spiece.model", lambda data: data[:-1], r"spiece\.model"),
         ("train/tokens-00000.bin", lambda data: data[:-2], "must have .* bytes"),
     ],
@@ -212,6 +227,68 @@ def test_a_damaged_folder_is_refused_and_can_be_made_again(settings, tmp_path, n
     with pytest.raises(BadInput, match=message):
         prepare(DataConfig(**settings), workers=1)
     assert prepare(DataConfig(**settings), workers=1, force=True)["data_hash"] == good["data_hash"]
+
+
+def test_exchanged_splits_are_noticed(settings, tmp_path):
+    write_tsv(tmp_path / "valid.tsv", make_pairs(600, seed=1))
+    prepare(DataConfig(**settings), workers=1)
+    folder = tmp_path / "data"
+    for split, place in (("train", "aside"), ("valid", "train"), ("aside", "valid")):
+        (folder / split).rename(folder / place)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    splits = manifest["splits"]
+    (folder / "manifest.json").write_text(
+        json.dumps(manifest | {"splits": {"train": splits["valid"], "valid": splits["train"]}})
+    )
+    with pytest.raises(BadInput, match=r"the shards are not those of manifest\.json"):
+        load_manifest(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "valid.jsonl", "spiece.model", "train/index.json"])
+def test_a_file_that_cannot_be_read_is_named(settings, tmp_path, name, monkeypatch):
+    prepare(DataConfig(**settings), workers=1)
+    read = Path.read_bytes
+
+    def refused(path):
+        if str(path).endswith(name):
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(BadInput, match=rf"{name}: .*cannot be read: Permission denied"):
+        load_manifest(tmp_path / "data")
+
+
+def test_a_link_is_followed(settings, tmp_path):
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "data"
+    link.symlink_to(tmp_path / "disk" / "prepared")
+    prepare(DataConfig(**settings), workers=1)
+    prepare(DataConfig(**(settings | {"tokenizer": {"vocabulary_size": 140}})), workers=1, force=True)
+    assert link.is_symlink()
+    assert load_manifest(link) == load_manifest(tmp_path / "disk" / "prepared")
+    assert load_manifest(link)["tokenizer"]["vocabulary_size"] == 140
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(BadInput, match=r"data: data\.directory cannot be "):
+        prepare(DataConfig(**settings), workers=1)
+
+
+def test_the_home_folder_is_expanded(settings, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = DataConfig(**(settings | {"directory": "~/mine"}))
+    assert config.directory == str(tmp_path / "mine")
+    for directory in ("", "a\0b", "a\udc80", "~nobody-of-this-name/x"):
+        with pytest.raises(ValidationError):
+            DataConfig(**(settings | {"directory": directory}))
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_mistake_in_the_validation_texts_is_told_before_the_work(settings, tmp_path, monkeypatch, dry_run):
+    (tmp_path / "valid.tsv").write_text("good\tgut\nonly one column\n")
+    monkeypatch.setattr(module, "_clean_train", lambda *_: pytest.fail("cleaning began"))
+    with pytest.raises(BadInput, match=r"valid\.tsv:2: "):
+        prepare(DataConfig(**settings), workers=1, dry_run=dry_run)
 
 
 def test_a_ready_tokenizer(settings, tmp_path):
@@ -297,7 +374,10 @@ def test_interrupted_runs_end_with_their_workers(settings, tmp_path, sign, every
         "import sys, json\n"
         "from bmscale.data import prepare as module\n"
         "module.CHUNK_PAIRS = 64\n"
-        "def endless(*_):\n"
+        "def endless(corpus, *_):\n"
+        "    if corpus.path.endswith('valid.tsv'):\n"
+        "        yield 'source', 'target'\n"
+        "        return\n"
         "    print('reading', flush=True)\n"
         "    i = 0\n"
         "    while True:\n"

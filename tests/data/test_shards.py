@@ -97,8 +97,82 @@ def test_damaged_or_absent_index(folder):
     path.write_text(path.read_text()[:-9])
     with pytest.raises(BadInput, match="damaged index"):
         PairShards.open(folder)
+    path.write_text("[" * 100_000)
+    with pytest.raises(BadInput, match=r"index\.json: damaged index"):
+        PairShards.open(folder)
     path.unlink()
+    path.mkdir()  # as unreadable as a file without permission
+    with pytest.raises(BadInput, match=r"index\.json: cannot be read: Is a directory"):
+        PairShards.open(folder)
+    path.rmdir()
     with pytest.raises(BadInput, match="bmscale prepare"):
+        PairShards.open(folder)
+
+
+WRONG: list[object] = [
+    None,
+    -1,
+    1.5,
+    True,
+    "5",
+    [],
+    {},
+    [{}],
+    [{"file": "tokens-00000.bin"}],
+    "<f2",
+    "<i4",
+    "foo",
+    10**400,
+]
+
+
+@pytest.mark.parametrize("key", ["format", "dtype", "pairs", "source_tokens", "target_tokens", "lengths", "shards"])
+def test_an_index_of_any_other_shape_is_one_bad_input(folder, key):
+    path = folder / "index.json"
+    index = json.loads(path.read_text())
+    for changed in [*({**index, key: value} for value in WRONG), {k: v for k, v in index.items() if k != key}]:
+        path.write_text(json.dumps(changed))
+        with pytest.raises(BadInput, match=r"index\.json: .*bmscale prepare"):
+            PairShards.open(folder)
+    entry = {**index["shards"][0], "file": "../tokens-00000.bin"}
+    path.write_text(json.dumps({**index, "shards": [entry, *index["shards"][1:]]}))
+    with pytest.raises(BadInput, match=r"index\.json: damaged index, shards must be tokens-00000\.bin"):
+        PairShards.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("source_lengths.bin", [2, 2, 0, 2, 2], "at least 1 token"),
+        ("target_lengths.bin", [3, 3, -3, 3, 3], "at least 1 token"),
+        ("source_lengths.bin", [2, 2, 2, 2, 3], r"source_lengths\.bin: the lengths must add up to 10 tokens .* are 11"),
+        ("target_lengths.bin", [3, 3, 3, 3, 9], r"target_lengths\.bin: the lengths must add up to 15 tokens .* are 21"),
+        ("offsets.bin", [0, 5, 10, 15, 21], r"offsets\.bin: damaged: does not follow the lengths"),
+        ("offsets.bin", [1, 5, 10, 15, 20], r"offsets\.bin: damaged: does not follow the lengths"),
+    ],
+)
+@pytest.mark.parametrize("at_a_time", [2, 100])
+def test_damage_that_keeps_the_size_is_noticed(folder, name, values, message, at_a_time, monkeypatch):
+    monkeypatch.setattr("bmscale.data.shards.CHECKED_PAIRS", at_a_time)
+    PairShards.open(folder)
+    (folder / name).write_bytes(np.array(values, dtype="<i8" if name == "offsets.bin" else "<i4").tobytes())
+    with pytest.raises(BadInput, match=message):
+        PairShards.open(folder)
+
+
+@pytest.mark.parametrize("cut", [4, -4])
+def test_shards_that_cut_a_pair_are_noticed(folder, cut):
+    path = folder / "index.json"
+    index = json.loads(path.read_text())
+    tokens = b"".join((folder / shard["file"]).read_bytes() for shard in index["shards"])
+    index["shards"] = [
+        {"file": "tokens-00000.bin", "bytes": len(tokens[:cut]), "sha256": ""},
+        {"file": "tokens-00001.bin", "bytes": len(tokens[cut:]), "sha256": ""},
+    ]
+    (folder / "tokens-00000.bin").write_bytes(tokens[:cut])
+    (folder / "tokens-00001.bin").write_bytes(tokens[cut:])
+    path.write_text(json.dumps(index))
+    with pytest.raises(BadInput, match=r"index\.json: damaged: a pair lies across two shards"):
         PairShards.open(folder)
 
 

@@ -1,6 +1,7 @@
 """Tokenizer: special ids, round trips, the same bytes for the same text, clear refusals."""
 
 import io
+import os
 import pickle
 import random
 
@@ -8,6 +9,7 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from bmscale.data.clean import normalise
 from bmscale.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
@@ -115,6 +117,17 @@ def test_a_damaged_file_is_refused(tmp_path, tokenizer, damage):
         Tokenizer.load(path)
     with pytest.raises(BadInput, match="cannot be read"):
         Tokenizer.load(tmp_path / "none.model")
+
+
+def test_a_pipe_is_refused_and_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "spiece.model")
+    with pytest.raises(BadInput, match=r"spiece\.model: the tokenizer must be a regular file"):
+        Tokenizer.load(tmp_path / "spiece.model")
+
+
+def test_an_absurd_vocabulary_is_refused():
+    with pytest.raises(ValidationError, match="less than or equal to 1000000"):
+        TokenizerConfig(vocabulary_size=10**12)
 
 
 def test_other_special_ids_are_refused():

@@ -112,6 +112,16 @@ def test_all_empty_hypotheses_score_nothing_and_do_not_fail():
     assert results["ter"]["score"] == 100
 
 
+def test_resamples_without_a_single_match_are_averaged_too():
+    """A weak model on a small test set: some resamples score exactly 0."""
+    hypotheses = ["A cat sat on the mat today.", "xx yy", "zz ww"]
+    references = ["A cat sat on the mat today.", "one two", "three four"]
+    bleu = score(hypotheses, references, metrics=("bleu",), n_bootstrap=200)["bleu"]
+    assert 0 < bleu["mean"] < 100
+    assert bleu["plus_minus"] > 0
+    assert type(bleu["score"]) is type(bleu["mean"]) is type(bleu["plus_minus"]) is float
+
+
 def test_the_terminal_lines_show_score_interval_signature_and_note():
     results = score(["猫です"], ["犬です"], n_bootstrap=10, target_language="ja")
     lines = format_scores(results).splitlines()

@@ -383,14 +383,27 @@ def test_from_pretrained_opens_a_folder_and_warns_of_nothing(model, spiece, tran
         ({"beam_size": True}, "beam_size: must be a whole number"),
         ({"max_batch_tokens": 0}, "max_batch_tokens: must be a whole number of at least 1; got 0"),
         ({"max_length_extra": -1}, "max_length_extra: must be"),
-        ({"length_penalty": float("nan")}, "length_penalty: must be a finite number; got nan"),
-        ({"length_penalty": "1"}, "length_penalty: must be a finite number"),
-        ({"max_length_ratio": -1.0}, "max_length_ratio: must be 0 or more"),
+        ({"beam_size": 1001}, "beam_size: must be at most 1,000; got 1,001"),
+        ({"beam_size": 121}, "beam_size: must be at most 120, the pieces of the vocabulary; got 121"),
+        ({"length_penalty": float("nan")}, "length_penalty: must be a number from -10 to 10; got nan"),
+        ({"length_penalty": "1"}, "length_penalty: must be a number"),
+        ({"length_penalty": 99999.0}, "length_penalty: must be a number from -10 to 10; got 99999"),
+        ({"length_penalty": -(10**400)}, "length_penalty: must be a number"),
+        ({"max_length_ratio": -1.0}, "max_length_ratio: must be a number from 0 to 1000; got -1"),
+        ({"max_length_ratio": 1e308}, "max_length_ratio: must be"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(translator, options, message):
     with pytest.raises(BadInput, match=message):
         translator.translate(["cat"], **options)
+
+
+def test_the_ends_of_the_range_of_penalties_still_rank(translator):
+    short, long = (
+        translator.translate(["the old fisherman", "a goat"], beam_size=3, length_penalty=penalty)
+        for penalty in (-10.0, 10.0)
+    )
+    assert len("".join(short)) < len("".join(long))
 
 
 def test_other_mistakes_are_refused(translator, model, tokenizer):
@@ -402,3 +415,5 @@ def test_other_mistakes_are_refused(translator, model, tokenizer):
         Translator(model, tokenizer, max_source_tokens=1)
     with pytest.raises(BadInput, match="device: 'gpu' cannot be used"):
         Translator.from_pretrained("x", device="gpu")
+    with pytest.raises(BadInput, match="device: 'meta' cannot be used"):
+        Translator.from_pretrained("x", device="meta")

@@ -280,6 +280,87 @@ def test_files_of_two_models_are_told_apart(folder, model):
         open_model_folder(folder)
 
 
+ABSURD = [
+    ("num_encoder_layers", 10**30),
+    ("num_decoder_layers", 1_000_000_000),
+    ("num_encoder_layers", 1e30),
+    ("num_labels", 10**9),
+    ("hidden_size", 10**30),
+    ("hidden_size", 1e30),
+    ("intermediate_size", 10**18),
+    ("head_dim", 10**12),
+    ("vocab_size", 10**10),
+    ("num_attention_heads", 10**9),
+    ("hidden_size", True),
+    ("hidden_size", [32]),
+    ("rope_theta", "x"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), ABSURD)
+def test_absurd_numbers_are_refused_at_once(folder, key, value):
+    edit(folder / "config.json", **{key: value})
+    with pytest.raises(BadInput, match=r"config\.json"):
+        open_model_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("max_source_tokens", "x"),
+        ("max_source_tokens", 1),
+        ("max_source_tokens", True),
+        ("target_language", 5),
+        ("source_language", ["en"]),
+        ("tokenizer_sha256", 7),
+        ("step", "many"),
+    ],
+)
+def test_odd_provenance_is_refused(folder, key, value):
+    edit(folder / "provenance.json", **{key: value})
+    with pytest.raises(BadInput, match=rf"provenance\.json: {key} must be"):
+        open_model_folder(folder)
+    edit(folder / "provenance.json", **{key: None})
+    open_model_folder(folder)
+
+
+def test_figures_that_json_does_not_have_are_null(spiece, model, tmp_path):
+    provenance = {"validation": {"loss": float("nan"), "best": [1.5, float("inf")]}, "scores": {"bleu": float("nan")}}
+    write_model_folder(tmp_path / "m", model.config, model.named_parameters(), spiece, provenance)
+    read = open_model_folder(tmp_path / "m").provenance
+    assert read["validation"] == {"loss": None, "best": [1.5, None]}
+    assert read["scores"] == {"bleu": None}
+    assert "bleu" not in (tmp_path / "m" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_files_have_the_permissions_of_the_umask(spiece, model, tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_model_folder(tmp_path / "m", model.config, model.named_parameters(), spiece, {}, max_shard_bytes=9000)
+    finally:
+        os.umask(before)
+    assert {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "m").iterdir()} == {
+        file.name: mode for file in (tmp_path / "m").iterdir()
+    }
+
+
+@pytest.mark.parametrize("name", ["config.json", "provenance.json", "spiece.model", "model.safetensors"])
+def test_a_file_that_cannot_be_read_is_named(folder, name, monkeypatch):
+    def refusing(method):
+        def call(path, *arguments, **options):
+            if path.name == name:
+                raise PermissionError(13, "Permission denied", str(path))
+            return method(path, *arguments, **options)
+
+        return call
+
+    for method in ("read_bytes", "open"):
+        monkeypatch.setattr(Path, method, refusing(getattr(Path, method)))
+    with pytest.raises(BadInput, match=rf"{name}: cannot be read: Permission denied"):
+        open_model_folder(folder)
+
+
 def test_an_exchanged_tokenizer_of_the_same_size_is_found(folder, spiece):
     config = TokenizerConfig(vocabulary_size=Tokenizer.load(spiece).vocabulary_size)
     other = train_tokenizer([text[::-1] for text in SENTENCES], config)
@@ -301,6 +382,8 @@ def test_a_missing_folder_names_the_nearest(folder):
         open_model_folder(folder.parent / "runs" / "x" / "model" / "best")
     with pytest.raises(BadInput, match=r"got a file; give its folder"):
         open_model_folder(folder / "model.safetensors")
+    with pytest.raises(BadInput, match="no such home folder"):
+        open_model_folder("~nobody-of-this-name/best")
     folder.rename(folder.parent / ".best.replaced")
     with pytest.raises(BadInput, match=r"its writer was killed: the model is whole in .*\.best\.replaced"):
         open_model_folder(folder)
