@@ -61,8 +61,9 @@ class TrainingConfig(Config):
     """Fixes initial weights, data order and dropout."""
     tokens_per_step: Positive = 4096
     """Target tokens (with </s>, without padding) that one optimizer step may hold, over all ranks."""
-    max_micro_batch_tokens: Positive = 8192
-    """Padded slots, source and target together, of one forward pass on one rank: what memory goes by."""
+    max_micro_batch_tokens: Positive = 4096
+    """Padded slots, source and target together, of one forward pass on one rank: what memory goes by. A step holds a few
+    bundles of alike length; up to about tokens_per_step, a micro-batch holds one or two and padding stays below 10 %."""
     max_steps: Positive | None = None
     """Optimizer steps to train; give this or max_epochs."""
     max_epochs: Positive | None = None
