@@ -62,8 +62,11 @@ class TrainingConfig(Config):
     tokens_per_step: Positive = 4096
     """Target tokens (with </s>, without padding) that one optimizer step may hold, over all ranks."""
     max_micro_batch_tokens: Positive = 4096
-    """Padded slots, source and target together, of one forward pass on one rank: what memory goes by. A step holds a few
-    bundles of alike length; up to about tokens_per_step, a micro-batch holds one or two and padding stays below 10 %."""
+    """Padded slots, source and target together, of one forward pass on one rank: what memory goes by.
+
+    A step holds a few bundles of alike length. Up to about tokens_per_step here, a micro-batch holds one or two of
+    them, and padding stays below 10 %.
+    """
     max_steps: Positive | None = None
     """Optimizer steps to train; give this or max_epochs."""
     max_epochs: Positive | None = None
