@@ -227,11 +227,6 @@ class Engine:
 
     # -- parameters by name ------------------------------------------------------------------------------------------
 
-    @property
-    def parameter_names(self) -> list[str]:
-        """Names of all parameters, those that are tied to another once."""
-        return list(self._names)
-
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Each full weight in fp32 on CPU, one at a time. Collective: every rank must exhaust the iterator.
 

@@ -175,15 +175,6 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
-def from_main(value: Any) -> Any:
-    """The object that rank 0 holds, on every rank."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
 def barrier() -> None:
     """Wait until every rank is here."""
     if dist.is_initialized() and dist.get_world_size() > 1:
