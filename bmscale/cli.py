@@ -117,7 +117,8 @@ def _add_prepare(commands: Commands) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from bmscale.data.prepare import format_report, prepare
+    from bmscale.data.manifest import format_report
+    from bmscale.data.prepare import prepare
     from bmscale.experiment import read_experiment
 
     experiment = read_experiment(options.config, options.overrides)

@@ -54,6 +54,32 @@ class ScheduleConfig(Config):
         return self.type in ("cosine", "wsd")
 
 
+class SamplingConfig(Config):
+    """How often each training corpus is drawn. Give temperature or weights; an epoch keeps its number of pairs."""
+
+    temperature: float | None = Field(None, ge=1)
+    """Shares in proportion to size^(1/temperature): 1 goes by size, 5 is usual for many languages, 100 is even."""
+    weights: dict[str, float] | None = None
+    """Share of each corpus by its name, in any unit: `{europarl: 1, mine: 3}`."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if (self.temperature is None) == (self.weights is None):
+            given = "neither" if self.weights is None else "both"
+            raise ValueError(f"exactly one of temperature and weights must be given; got {given}")
+        for name, weight in (self.weights or {}).items():
+            if not 0 < weight < float("inf"):
+                raise ValueError(f"weights.{name} must be above 0 and finite; got {weight}")
+        return self
+
+
+class SubwordSamplingConfig(Config):
+    """Another segmentation of the same text every time it comes, for unigram tokenizers (Kudo 2018)."""
+
+    alpha: float = Field(0.1, gt=0, le=1)
+    """A segmentation of probability p is drawn with p^alpha: the smaller, the more it varies; 0.1 to 0.5 are usual."""
+
+
 class TrainingConfig(Config):
     """How the model is trained: recipe, budget, resources."""
 
@@ -71,6 +97,10 @@ class TrainingConfig(Config):
     """Optimizer steps to train; give this or max_epochs."""
     max_epochs: Positive | None = None
     """Passes over the data to train; give this or max_steps."""
+    sampling: SamplingConfig | None = None
+    """How often each training corpus is drawn; null draws every pair once an epoch."""
+    subword_sampling: SubwordSamplingConfig | None = None
+    """Segment training text anew each time; needs data.keep_text. Null trains on the best segmentation alone."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     label_smoothing: float = Field(0.1, ge=0, lt=1)
@@ -79,11 +109,16 @@ class TrainingConfig(Config):
     """The largest global gradient norm; null switches clipping off."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 keeps fp32 master weights and accumulates gradients in fp32."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Keep a running mean of the weights, w_ema = decay w_ema + (1 - decay) w a step, and write it as model/ema."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     deepspeed: str | None = None
     """A DeepSpeed configuration: a name of ds_configs (zero2), a file, or `none`. Null: what the launcher names, else
     zero2 for more than one rank, else no DeepSpeed."""
+    trackers: list[str] | None = None
+    """Where metrics go besides metrics.jsonl: names that Accelerate knows, such as tensorboard, wandb, mlflow. Null is
+    tensorboard where it is installed; [] is none."""
     log_every_steps: Positive = 50
     """Steps between two lines of metrics.jsonl."""
     save_every_steps: Positive = 500
@@ -199,6 +234,7 @@ class RunFolder:
         self.states = path / "state"
         self.best = path / "model" / "best"
         self.last = path / "model" / "last"
+        self.average = path / "model" / "ema"
         self.translations = path / "translations"
         self.results = path / "results.json"
         self.exit = path / "exit.json"

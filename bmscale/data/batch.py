@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from bmscale.data.shards import PairShards
 from bmscale.data.tokenizer import EOS, PAD
 
 IGNORED = -100
@@ -60,9 +61,17 @@ def empty_batch() -> Batch:
     return Batch(batch.input_ids, batch.attention_mask, batch.decoder_input_ids, torch.full_like(batch.labels, IGNORED))
 
 
-def read_batch(shards: PairShards, ids: Sequence[int] | np.ndarray) -> Batch:
-    """The batch of these pairs of the shards; an empty batch when there are no ids."""
+class PairSource(Protocol):
+    """Where the tokens of a pair come from: the shards, or a sampler over them."""
+
+    def pair(self, i: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The token ids of pair `i`, (source, target), each ending with </s>."""
+        ...
+
+
+def read_batch(source: PairSource, ids: Sequence[int] | np.ndarray) -> Batch:
+    """The batch of these pairs; an empty batch when there are no ids."""
     if not len(ids):
         return empty_batch()
-    pairs = [shards.pair(int(index)) for index in ids]
+    pairs = [source.pair(int(index)) for index in ids]
     return make_batch([source for source, _ in pairs], [target for _, target in pairs])

@@ -43,12 +43,27 @@ def _expanded(path: str) -> str:
 LocalPath = Annotated[str, AfterValidator(_expanded)]
 """A path of a configuration, with `~` expanded."""
 
+LanguageCode = Annotated[str, Field(pattern=r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*$")]
+"""Code of a language: en, zh-Hans, deu_Latn."""
+
+Languages = tuple[str, str]
+"""(source, target)."""
+
 
 class CorpusConfig(Config):
     """One source of sentence pairs. In YAML a plain string stands for `{path: STRING}`."""
 
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """What reports and training.sampling call this corpus; by default its file name without the endings."""
     path: LocalPath | None = None
     """TSV, JSONL (each plain, .gz, .xz or .zst), Parquet file, dataset folder, or the prefix of two parallel files."""
+    dataset: str | None = None
+    """What `datasets.load_dataset` takes first: the name of a dataset on the Hugging Face hub, or a local folder. It
+    is streamed, never kept whole."""
+    subset: str | None = None
+    """Configuration of the dataset, such as de-en; goes with `dataset`."""
+    revision: str | None = None
+    """Branch, tag or commit of a dataset on the hub; goes with `dataset`."""
     source_path: LocalPath | None = None
     """The source side of two parallel text files, one sentence a line; goes with target_path."""
     target_path: LocalPath | None = None
@@ -65,6 +80,10 @@ class CorpusConfig(Config):
     """Key of the target in JSONL or a dataset; the target language's code when not given."""
     split: str = "train"
     """Split to read of a dataset."""
+    source_language: LanguageCode | None = None
+    """Language of the source where it is not data.source_language: many pairs in one model."""
+    target_language: LanguageCode | None = None
+    """Language of the target where it is not data.target_language."""
     toy: Literal["train", "valid", "test"] | None = None
     """Read this split of the embedded toy corpus instead of a file."""
     pairs: int = Field(default=10_000, gt=0, le=10_000_000)
@@ -81,20 +100,43 @@ class CorpusConfig(Config):
     def _one_origin(self) -> "CorpusConfig":
         if (self.source_path is None) != (self.target_path is None):
             raise ValueError("source_path and target_path go together: give both or neither")
-        given = [n for n in ("path", "source_path", "toy") if getattr(self, n) is not None]
+        given = [n for n in ("path", "source_path", "dataset", "toy") if getattr(self, n) is not None]
         if len(given) != 1:
             got = " and ".join(given) or "none"
-            raise ValueError(f"a corpus needs exactly one of path, source_path + target_path, toy; got {got}")
+            raise ValueError(f"a corpus needs exactly one of path, source_path + target_path, dataset, toy; got {got}")
+        for key in ("subset", "revision"):
+            if getattr(self, key) is not None and self.dataset is None:
+                raise ValueError(f"{key} goes with dataset, which is not given; got {given[0]}")
         return self
+
+    @property
+    def short_name(self) -> str:
+        """`name`, or else the file without directories and the endings that say its format, or `toy-SPLIT`."""
+        if self.name:
+            return self.name
+        if self.toy:
+            return f"toy-{self.toy}"
+        name = Path(self.path or self.source_path or self.dataset or "corpus").name
+        if self.subset:
+            name = f"{name}-{self.subset}"
+        for ending in (*COMPRESSIONS, *FORMATS):
+            name = name.removesuffix(ending)
+        return name or "corpus"
+
+    def languages(self, default: Languages) -> Languages:
+        """The (source, target) languages of this corpus, where `default` are those of the data section."""
+        return self.source_language or default[0], self.target_language or default[1]
 
 
 def read_pairs(corpus: CorpusConfig, source_language: str, target_language: str) -> Iterator[Pair]:
     """Stream the (source, target) pairs of one corpus, in its order, the text as it stands in the file.
 
+    The languages are those of the data section; the corpus's own go before.
+
     Raises BadInput for a missing or damaged file, text that is not UTF-8, sides of different length, a row without the
     column or key, and a corpus without a single pair.
     """
-    pairs = _reader(corpus, source_language, target_language)
+    pairs = _reader(corpus, *corpus.languages((source_language, target_language)))
     first = next(pairs, None)
     if first is None:
         raise BadInput(f"{describe(corpus)}: a corpus must hold at least one pair, this one is empty")
@@ -102,14 +144,19 @@ def read_pairs(corpus: CorpusConfig, source_language: str, target_language: str)
 
 
 def describe(corpus: CorpusConfig) -> str:
-    """The name of a corpus in messages: its path, or `toy:SPLIT`."""
-    return corpus.path or corpus.source_path or f"toy:{corpus.toy}"
+    """The name of a corpus in messages: its path, the dataset, or `toy:SPLIT`."""
+    return corpus.path or corpus.source_path or corpus.dataset or f"toy:{corpus.toy}"
 
 
 def input_files(corpus: CorpusConfig, source_language: str, target_language: str) -> list[Path]:
-    """Every file that the corpus is read from, sorted inside a dataset folder; none for the toy corpus."""
+    """Every file that the corpus is read from, sorted inside a dataset folder; none for the toy corpus or a dataset of
+    the hub."""
     if corpus.toy is not None:
         return []
+    if corpus.dataset is not None:
+        folder = Path(corpus.dataset)
+        return sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+    source_language, target_language = corpus.languages((source_language, target_language))
     kind = _format(corpus, source_language, target_language)
     if kind == "parallel":
         return list(_parallel_files(corpus, source_language, target_language))
@@ -125,14 +172,16 @@ def _reader(corpus: CorpusConfig, source_language: str, target_language: str) ->
         from bmscale.data.toy import toy_pairs
 
         return iter(toy_pairs(corpus.toy, corpus.pairs, corpus.seed))
+    keys = (corpus.source_key or source_language, corpus.target_key or target_language)
+    if corpus.dataset is not None:
+        return _read_dataset(corpus, keys)
     kind = _format(corpus, source_language, target_language)
     if kind == "parallel":
         return _read_parallel(*_parallel_files(corpus, source_language, target_language))
     path = _existing(Path(str(corpus.path)))
     if kind == "tsv":
         return _read_tsv(path, corpus.source_column, corpus.target_column)
-    keys = (corpus.source_key or source_language, corpus.target_key or target_language)
-    return _read_jsonl(path, keys) if kind == "jsonl" else _read_dataset(path, corpus.split, keys)
+    return _read_jsonl(path, keys) if kind == "jsonl" else _read_dataset(corpus, keys)
 
 
 def _format(corpus: CorpusConfig, source_language: str, target_language: str) -> str:
@@ -306,27 +355,48 @@ def _pair_of_row(row: Any, keys: tuple[str, str], where: str) -> Pair:
     return fields[keys[0]], fields[keys[1]]
 
 
-def _read_dataset(path: Path, split: str, keys: tuple[str, str]) -> Iterator[Pair]:
-    """Rows of a local dataset through the `datasets` library, streamed and without the network."""
-    import datasets
-
+def _read_dataset(corpus: CorpusConfig, keys: tuple[str, str]) -> Iterator[Pair]:
+    """Rows of a dataset through the `datasets` library, streamed."""
+    name = describe(corpus)
     try:
-        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():  # written by save_to_disk
-            saved = datasets.load_from_disk(str(path))
-            rows: Any = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
-        elif path.is_file():
-            builder = FILE_BUILDERS.get(path.suffix)
-            if builder is None:
-                raise BadInput(
-                    f"{path}: a dataset file must be one of {', '.join(FILE_BUILDERS)}, got '{path.suffix}'; "
-                    "a dataset may also be a folder"
-                )
-            rows = datasets.load_dataset(builder, data_files={split: str(path)}, split=split, streaming=True)
-        else:
-            rows = datasets.load_dataset(str(path.resolve()), split=split, streaming=True)
-        for number, row in enumerate(rows, start=1):
-            yield _pair_of_row(row, keys, f"{path}: row {number} of split '{split}'")
+        for number, row in enumerate(_rows(corpus, Path(name)), start=1):
+            yield _pair_of_row(row, keys, f"{name}: row {number} of split '{corpus.split}'")
     except BadInput:
         raise
     except Exception as error:  # the library raises its own, pyarrow's and fsspec's errors: all are about this input
-        raise BadInput(f"{path}: cannot be read as a dataset (split '{split}'): {error}") from error
+        raise BadInput(f"{name}: cannot be read as a dataset (split '{corpus.split}'): {error}") from error
+
+
+def _rows(corpus: CorpusConfig, path: Path) -> Any:
+    import datasets
+
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():  # written by save_to_disk
+        saved = datasets.load_from_disk(str(path))
+        return saved[corpus.split] if isinstance(saved, datasets.DatasetDict) else saved
+    if corpus.dataset is not None:
+        return datasets.load_dataset(
+            corpus.dataset, corpus.subset, split=corpus.split, revision=corpus.revision, streaming=True
+        )
+    if path.is_dir():
+        return datasets.load_dataset(str(path.resolve()), split=corpus.split, streaming=True)
+    builder = FILE_BUILDERS.get(path.suffix)
+    if builder is None:
+        raise BadInput(
+            f"{path}: a dataset file must be one of {', '.join(FILE_BUILDERS)}, got '{path.suffix}'; "
+            "a dataset may also be a folder"
+        )
+    return datasets.load_dataset(builder, data_files={corpus.split: str(path)}, split=corpus.split, streaming=True)
+
+
+def hub_identity(corpus: CorpusConfig) -> str:
+    """What stands for the content of a dataset of the hub, which has no files here: the hash that `datasets` makes of
+    its name, configuration and commit. Raises BadInput where it cannot be found."""
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(str(corpus.dataset), corpus.subset, revision=corpus.revision)
+    except Exception as error:  # as in _read_dataset
+        raise BadInput(
+            f"{corpus.dataset}: no such dataset, neither a folder here nor reachable on the hub: {error}"
+        ) from error
+    return str(builder.hash)

@@ -19,28 +19,45 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator, model_validator
 
 import bmscale
 from bmscale.config import Config
 from bmscale.data.clean import Cleaner, CleaningConfig, Dropped, SeenHashes, normalise
-from bmscale.data.corpus import CorpusConfig, LocalPath, describe, input_files, read_pairs
+from bmscale.data.corpus import (
+    CorpusConfig,
+    LanguageCode,
+    Languages,
+    LocalPath,
+    describe,
+    hub_identity,
+    input_files,
+    read_pairs,
+)
+from bmscale.data.manifest import (
+    FORMAT,
+    MANIFEST,
+    VALID_TEXTS,
+    data_hash,
+    described,
+    differences,
+    format_report,
+    load_manifest,
+    write_bytes,
+    write_json,
+)
 from bmscale.data.shards import PairShards, ShardWriter
-from bmscale.data.tokenizer import UNK, Tokenizer, TokenizerConfig, train_tokenizer
+from bmscale.data.tokenizer import UNK, Tokenizer, TokenizerConfig, language_tag, train_tokenizer
 from bmscale.data.workers import Progress, Workers, in_own_process
 from bmscale.errors import BadInput, BmscaleError
 
 log = logging.getLogger("bmscale")
 
-FORMAT = 2
-MANIFEST = "manifest.json"
-VALID_TEXTS = "valid.jsonl"
-_AGAIN = "make it with `bmscale prepare CONFIG`"
 CHUNK_PAIRS = 4096
 INLINE_TRAINING_PAIRS = 20_000
 SAMPLE_BYTES = 80_000_000  # of text to train the tokenizer on: 1.6 GiB in the trainer, whatever the sentences' length
@@ -53,14 +70,18 @@ class DataConfig(Config):
 
     directory: LocalPath
     """Folder of the prepared data; `bmscale prepare` makes it, everything else reads it."""
-    source_language: str = Field(pattern=r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*$")
-    """Code of the language to translate from: en, zh-Hans, deu_Latn."""
-    target_language: str = Field(pattern=r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*$")
-    """Code of the language to translate into."""
+    source_language: LanguageCode
+    """Code of the language to translate from: en, zh-Hans, deu_Latn. A corpus may have another one."""
+    target_language: LanguageCode
+    """Code of the language to translate into. A corpus may have another one, with language_tags."""
     train: list[CorpusConfig] = Field(min_length=1)
     """Training corpora, read one after the other; a single one needs no list."""
     valid: list[CorpusConfig] = Field(min_length=1)
-    """Validation corpora; never cleaned, their references stay as they are."""
+    """Validation corpora; never cleaned, their references stay as they are. Each language pair is scored apart."""
+    language_tags: bool = False
+    """Begin each source with the language to translate into, `<2de>` (Johnson 2017): several in one model."""
+    keep_text: bool = False
+    """Keep the text beside the tokens; training.subword_sampling tokenises it anew."""
     cleaning: CleaningConfig = CleaningConfig()
     """Which training pairs are dropped."""
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -74,6 +95,37 @@ class DataConfig(Config):
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return [value] if isinstance(value, str | dict | CorpusConfig) else value
+
+    @model_validator(mode="after")
+    def _targets_are_told_apart(self) -> Self:
+        trained = self.targets(self.train)
+        if len(trained) > 1 and not self.language_tags:
+            raise ValueError(
+                f"a model of several target languages ({', '.join(trained)}) must be told which one is wanted: set "
+                "language_tags: true"
+            )
+        unknown = [language for language in self.targets(self.valid) if language not in trained]
+        if unknown:
+            raise ValueError(
+                f"valid translates into {unknown[0]}, which no training corpus does (they have {', '.join(trained)})"
+            )
+        return self
+
+    def languages(self, corpus: CorpusConfig) -> Languages:
+        """(source, target) of a corpus."""
+        return corpus.languages((self.source_language, self.target_language))
+
+    def targets(self, corpora: list[CorpusConfig]) -> list[str]:
+        """The target languages of corpora, each once."""
+        return list(dict.fromkeys(self.languages(corpus)[1] for corpus in corpora))
+
+    def tags(self) -> list[str]:
+        """The pieces that stand for target languages; none without language_tags."""
+        return [language_tag(language) for language in self.targets(self.train)] if self.language_tags else []
+
+    def tag(self, corpus: CorpusConfig) -> str:
+        """What every source of a corpus begins with."""
+        return f"{language_tag(self.languages(corpus)[1])} " if self.language_tags else ""
 
 
 def prepare(
@@ -104,156 +156,22 @@ def prepare(
         with _temporary_sibling(directory) as folder:
             manifest |= _build(config, folder, pool)
             manifest["seconds"] = round(time.monotonic() - started, 1)
-            _write_json(folder / MANIFEST, manifest)
+            write_json(folder / MANIFEST, manifest)
             manifest = _publish(folder, directory, config, inputs, force) or manifest
     train = manifest["splits"]["train"]
     log.info("prepared %s: %d of %d training pairs", directory, train["pairs_kept"], train["pairs_read"])
     return manifest
 
 
-def load_manifest(directory: str | Path) -> dict[str, Any]:
-    """The manifest of a finished folder, which was checked: every file is there and of its size, the tokenizer, the
-    validation texts and the indexes of the shards have their hashes, and the lengths add up.
-
-    Raises BadInput where the folder is absent, unfinished, unreadable or damaged; the message names the file and the
-    command that makes it again.
-    """
-    folder = Path(directory)
-    manifest = _read_manifest(folder / MANIFEST)
-    tokenizer = Tokenizer.load(folder / "spiece.model")
-    if tokenizer.sha256 != manifest["tokenizer"]["sha256"]:
-        raise BadInput(f"{folder / 'spiece.model'}: is not the tokenizer of the manifest; {_AGAIN} --force")
-    _check_valid_texts(folder / VALID_TEXTS, manifest["valid_texts"])
-    splits = {split: PairShards.open(folder / split) for split in manifest["splits"]}
-    for split, shards in splits.items():
-        for key, held in (("pairs_kept", "pairs"), ("source_tokens",) * 2, ("target_tokens",) * 2):
-            if shards.index[held] != manifest["splits"][split][key]:
-                expected = f"{manifest['splits'][split][key]:,} {held.replace('_', ' ')}"
-                raise BadInput(f"{folder / split}: must hold {expected} by {MANIFEST}; {_AGAIN} --force")
-    if _data_hash(tokenizer, splits) != manifest["data_hash"]:
-        raise BadInput(f"{folder}: the shards are not those of {MANIFEST}, their hashes differ; {_AGAIN} --force")
-    return manifest
-
-
-class _File(BaseModel):
-    """What a manifest says of a file; of an input the path, of an output the name."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-    bytes: int = Field(ge=0)
-    sha256: str
-
-
-class _Input(_File):
-    path: str
-
-
-class _Split(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-    pairs_read: int = Field(ge=0)
-    pairs_kept: int = Field(ge=1)
-    source_tokens: int = Field(ge=1)
-    target_tokens: int = Field(ge=1)
-
-
-class _Splits(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-    train: _Split
-    valid: _Split
-
-
-class _Rule(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-    pairs: int = Field(ge=0)
-    samples: list[list[str]]
-
-
-class _TokenizerEntry(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-    sha256: str
-    vocabulary_size: int = Field(ge=1)
-
-
-class _Manifest(BaseModel):
-    """The keys of a manifest that are read again, to tell a damaged one."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-    source_language: str
-    target_language: str
-    config: dict[str, Any]
-    inputs: dict[str, list[_Input]]
-    data_hash: str
-    tokenizer: _TokenizerEntry
-    splits: _Splits
-    valid_texts: _File
-    dropped: dict[str, _Rule]
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise BadInput(f"{path.parent}: no prepared data here, {MANIFEST} is missing; {_AGAIN}") from None
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: damaged ({error}); {_AGAIN} --force") from None
-    version = manifest.get("format") if isinstance(manifest, dict) else None
-    if version != FORMAT:
-        raise BadInput(f"{path}: format must be {FORMAT}, got {version!r:.40}; {_AGAIN} --force")
-    try:
-        _Manifest.model_validate(manifest)
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        key = ".".join(map(str, wrong["loc"]))
-        raise BadInput(f"{path}: damaged ({key}: {wrong['msg']}); {_AGAIN} --force") from None
-    return manifest
-
-
-def _check_valid_texts(path: Path, entry: dict[str, Any]) -> None:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise BadInput(f"{path}: is missing; {_AGAIN} --force") from None
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
-    if _described(data) != {"bytes": entry["bytes"], "sha256": entry["sha256"]}:
-        raise BadInput(
-            f"{path}: must have {entry['bytes']:,} bytes and the SHA-256 of {MANIFEST}, it has {len(data):,} bytes; "
-            f"{_AGAIN} --force"
-        )
-
-
-def _described(data: bytes) -> dict[str, Any]:
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def format_report(manifest: dict[str, Any]) -> str:
-    """A table of the cleaning rules: pairs dropped, their percentage, and one sample of each."""
-    train = manifest["splits"]["train"]
-    read = max(1, train["pairs_read"])
-    rows = [f"{'rule':<16} {'pairs':>12} {'%':>7}   sample"]
-    for rule, entry in manifest["dropped"].items():
-        sample = " | ".join(_shorten(side) for side in entry["samples"][0]) if entry["samples"] else ""
-        rows.append(f"{rule:<16} {entry['pairs']:>12,} {100 * entry['pairs'] / read:>7.2f}   {sample}".rstrip())
-    kept = train["pairs_kept"]
-    rows.append(f"{'kept':<16} {kept:>12,} {100 * kept / read:>7.2f}")
-    rows.append(f"{'read':<16} {train['pairs_read']:>12,} {100:>7.2f}")
-    return "\n".join(rows)
-
-
-def _shorten(text: str, width: int = 40) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
 # --- the passes -------------------------------------------------------------------------------------------------------
 
 
 def _clean_only(config: DataConfig, pool: Workers) -> dict[str, Any]:
-    valid = sum(1 for _ in _pairs(config, config.valid))  # first: a mistake there is told at once
-    read, kept, dropped = _clean_train(config, pool, None)
+    valid = [sum(1 for _ in _pairs(config, corpus)) for corpus in config.valid]  # first: a mistake is told at once
+    cleaned, dropped = _clean_train(config, pool, None)
     splits = {
-        "train": {"pairs_read": read, "pairs_kept": kept},
-        "valid": {"pairs_read": valid, "pairs_kept": valid},
+        "train": {"pairs_read": sum(part.read for part in cleaned), "pairs_kept": sum(part.kept for part in cleaned)},
+        "valid": {"pairs_read": sum(valid), "pairs_kept": sum(valid)},
     }
     return {"splits": splits, "dropped": dropped.report()}
 
@@ -261,36 +179,51 @@ def _clean_only(config: DataConfig, pool: Workers) -> dict[str, Any]:
 def _build(config: DataConfig, folder: Path, pool: Workers) -> dict[str, Any]:
     """Everything of the output folder but the manifest, whose contents are returned."""
     spool = folder / "spool.tsv"
-    valid = list(_pairs(config, config.valid))  # first: a mistake there is told at once
-    read, kept, dropped = _clean_train(config, pool, spool)
+    valid = [list(_pairs(config, corpus)) for corpus in config.valid]  # first: a mistake there is told at once
+    cleaned, dropped = _clean_train(config, pool, spool)
+    read, kept = sum(part.read for part in cleaned), sum(part.kept for part in cleaned)
     if not kept:
         raise BadInput(f"data.train: cleaning dropped all of {read:,} pairs\n{_only_rules(dropped, read)}")
     pool.stop()  # the trainer is the peak of memory and uses all cores: the workers come back for the shards
-    tokenizer = _tokenizer(config.tokenizer, spool, kept)
-    _write_bytes(folder / "spiece.model", tokenizer.model)
+    tokenizer = _tokenizer(config, spool, kept)
+    write_bytes(folder / "spiece.model", tokenizer.model)
     splits = {}
+    limits = config.max_source_tokens, config.max_target_tokens
     with spool.open("rb") as lines:
-        limits = config.max_source_tokens, config.max_target_tokens
-        counts = _encode_split(lines, kept, folder / "train", tokenizer, pool, limits)
-        dropped.merge(counts.dropped)
-        splits["train"] = {"pairs_read": read} | counts.report()
+        parts = [
+            _Part(corpus, done.read, itertools.islice(lines, done.kept), done.kept)
+            for corpus, done in zip(config.train, cleaned, strict=True)
+        ]
+        splits["train"], counts = _encode_split(config, parts, folder / "train", tokenizer, pool, limits)
+    dropped.merge(counts.dropped)
     spool.unlink()
     if not counts.pairs:
         raise BadInput(f"data.train: no pair of {kept:,} fits max_source_tokens and max_target_tokens, {limits}")
-    rows = "".join(json.dumps({"source": s, "target": t}, ensure_ascii=False) + "\n" for s, t in valid)
+    rows = "".join(
+        json.dumps({"source": source, "target": target}, ensure_ascii=False) + "\n"
+        for pairs in valid
+        for source, target in pairs
+    )
     texts = rows.encode("utf-8", "replace")  # a lone surrogate, which JSON can hold, has no UTF-8
-    _write_bytes(folder / VALID_TEXTS, texts)
-    lines_of_valid = (f"{normalise(s)}\t{normalise(t)}\n".encode() for s, t in valid)
-    counts = _encode_split(lines_of_valid, len(valid), folder / "valid", tokenizer, pool, None)
-    splits["valid"] = {"pairs_read": len(valid)} | counts.report()
+    write_bytes(folder / VALID_TEXTS, texts)
+    parts = [
+        _Part(corpus, len(pairs), _tagged(config.tag(corpus), pairs), len(pairs))
+        for corpus, pairs in zip(config.valid, valid, strict=True)
+    ]
+    splits["valid"], _ = _encode_split(config, parts, folder / "valid", tokenizer, pool, None)
     about = {"sha256": tokenizer.sha256, "vocabulary_size": tokenizer.vocabulary_size}
     return {
-        "data_hash": _data_hash(tokenizer, {split: PairShards.open(folder / split) for split in splits}),
+        "data_hash": data_hash(tokenizer, {split: PairShards.open(folder / split) for split in splits}, splits),
         "tokenizer": about,
         "splits": splits,
-        "valid_texts": {"file": VALID_TEXTS} | _described(texts),
+        "valid_texts": {"file": VALID_TEXTS} | described(texts),
         "dropped": dropped.report(),
     }
+
+
+def _tagged(tag: str, pairs: Iterable[tuple[str, str]]) -> Iterator[bytes]:
+    """Lines as the spool has them: `source TAB target`, normalised."""
+    return (f"{tag}{normalise(source)}\t{normalise(target)}\n".encode() for source, target in pairs)
 
 
 def _only_rules(dropped: Dropped, read: int) -> str:
@@ -298,33 +231,42 @@ def _only_rules(dropped: Dropped, read: int) -> str:
     return format_report({"splits": splits, "dropped": dropped.report()})
 
 
-def _clean_train(config: DataConfig, pool: Workers, spool: Path | None) -> tuple[int, int, Dropped]:
-    """Read, clean and deduplicate; what is kept goes to `spool`. Returns pairs read, pairs kept, what was dropped."""
-    cleaner = Cleaner(config.cleaning, config.source_language, config.target_language)
+@dataclass
+class _Cleaned:
+    """Counts of one training corpus."""
+
+    read: int = 0
+    kept: int = 0
+
+
+def _clean_train(config: DataConfig, pool: Workers, spool: Path | None) -> tuple[list[_Cleaned], Dropped]:
+    """Read, clean and deduplicate, corpus by corpus; what is kept goes to `spool`, in order."""
     seen, dropped = SeenHashes(), Dropped()
-    read = kept = 0
-    chunks = _chunks(_pairs(config, config.train))
+    parts: list[_Cleaned] = []
     with spool.open("wb") if spool else contextlib.nullcontext() as file, Progress("clean") as progress:
-        for cleaned in pool.map(cleaner.clean, chunks):
-            lines = cleaned.lines
-            count = len(lines) + cleaned.dropped.counts.total()
-            dropped.merge(cleaned.dropped)
-            if config.cleaning.duplicate:
-                new = seen.add(cleaned.hashes)
-                for i in np.flatnonzero(~new):
-                    source, _, target = lines[i].decode().partition("\t")
-                    dropped.add("duplicate", source, target)
-                lines = [lines[i] for i in np.flatnonzero(new)]
-            if file is not None and lines:
-                file.write(b"\n".join(lines) + b"\n")
-            read, kept = read + count, kept + len(lines)
-            progress.advance(count)
-    return read, kept, dropped
+        for corpus in config.train:
+            cleaner, tag = Cleaner(config.cleaning, *config.languages(corpus)), config.tag(corpus).encode()
+            part = _Cleaned()
+            for cleaned in pool.map(cleaner.clean, _chunks(_pairs(config, corpus))):
+                lines = cleaned.lines
+                count = len(lines) + cleaned.dropped.counts.total()
+                dropped.merge(cleaned.dropped)
+                if config.cleaning.duplicate:
+                    new = seen.add(cleaned.hashes)
+                    for i in np.flatnonzero(~new):
+                        source, _, target = lines[i].decode().partition("\t")
+                        dropped.add("duplicate", source, target)
+                    lines = [lines[i] for i in np.flatnonzero(new)]
+                if file is not None:
+                    file.writelines(b"%b%b\n" % (tag, line) for line in lines)
+                part.read, part.kept = part.read + count, part.kept + len(lines)
+                progress.advance(count)
+            parts.append(part)
+    return parts, dropped
 
 
-def _pairs(config: DataConfig, corpora: list[CorpusConfig]) -> Iterator[tuple[str, str]]:
-    for corpus in corpora:
-        yield from read_pairs(corpus, config.source_language, config.target_language)
+def _pairs(config: DataConfig, corpus: CorpusConfig) -> Iterator[tuple[str, str]]:
+    return read_pairs(corpus, config.source_language, config.target_language)
 
 
 def _chunks(items: Iterable[In]) -> Iterator[list[In]]:
@@ -333,17 +275,28 @@ def _chunks(items: Iterable[In]) -> Iterator[list[In]]:
         yield chunk
 
 
-def _tokenizer(config: TokenizerConfig, spool: Path, pairs: int) -> Tokenizer:
-    if config.path is not None:
-        return Tokenizer.load(config.path)
-    log.info("training a %s tokenizer of %d pieces", config.type, config.vocabulary_size)
-    if pairs <= INLINE_TRAINING_PAIRS:
-        return Tokenizer(_train_on_spool(config, spool, pairs))
-    return Tokenizer(in_own_process(_train_on_spool, config, spool, pairs))
+def _tokenizer(config: DataConfig, spool: Path, pairs: int) -> Tokenizer:
+    if config.tokenizer.path is not None:
+        return _ready_tokenizer(config)
+    log.info("training a %s tokenizer of %d pieces", config.tokenizer.type, config.tokenizer.vocabulary_size)
+    work = _train_on_spool, config, spool, pairs
+    return Tokenizer(work[0](*work[1:]) if pairs <= INLINE_TRAINING_PAIRS else in_own_process(*work))
 
 
-def _train_on_spool(config: TokenizerConfig, spool: Path, pairs: int) -> bytes:
-    return train_tokenizer(_sample(spool, pairs, config), config)
+def _ready_tokenizer(config: DataConfig) -> Tokenizer:
+    """The tokenizer that the configuration names. Raises BadInput where it lacks a language tag."""
+    tokenizer = Tokenizer.load(str(config.tokenizer.path))
+    missing = [tag for tag in config.tags() if not tokenizer.has_piece(tag)]
+    if missing:
+        raise BadInput(
+            f"{config.tokenizer.path}: with data.language_tags it must have the piece {missing[0]}; train it with "
+            f"--user_defined_symbols={','.join(config.tags())}, or let `bmscale prepare` train one"
+        )
+    return tokenizer
+
+
+def _train_on_spool(config: DataConfig, spool: Path, pairs: int) -> bytes:
+    return train_tokenizer(_sample(spool, pairs, config.tokenizer), config.tokenizer, config.tags())
 
 
 def _sample(spool: Path, pairs: int, config: TokenizerConfig) -> Iterator[str]:
@@ -400,6 +353,8 @@ class EncodedChunk:
     source_lengths: NDArray[np.int32]
     target_lengths: NDArray[np.int32]
     counts: SplitCounts
+    texts: list[bytes]
+    """The lines of the pairs that were kept."""
 
 
 @lru_cache(maxsize=1)
@@ -418,11 +373,13 @@ def encode_chunk(model: Path, sha256: str, limits: tuple[int, int] | None, lines
     encoded = [tokenizer.encode_batch([pair[side] for pair in texts]) for side in (0, 1)]
     counts = SplitCounts()
     kept: list[tuple[list[int], list[int]]] = []
-    for text, pair in zip(texts, zip(*encoded, strict=True), strict=True):
+    kept_lines: list[bytes] = []
+    for line, text, pair in zip(lines, texts, zip(*encoded, strict=True), strict=True):
         if limits is not None and (len(pair[0]) > limits[0] or len(pair[1]) > limits[1]):
             counts.dropped.add("too_many_tokens", *text)
             continue
         kept.append(pair)
+        kept_lines.append(line)
         for side in (0, 1):
             counts.characters[side] += len(text[side])
             counts.unknown[side] += pair[side].count(UNK)
@@ -430,31 +387,57 @@ def encode_chunk(model: Path, sha256: str, limits: tuple[int, int] | None, lines
     counts.pairs = len(kept)
     counts.tokens = [int(side.sum()) for side in lengths]
     flat = itertools.chain.from_iterable(itertools.chain.from_iterable(kept))
-    return EncodedChunk(np.fromiter(flat, np.uint32, sum(counts.tokens)), lengths[0], lengths[1], counts)
+    tokens = np.fromiter(flat, np.uint32, sum(counts.tokens))
+    return EncodedChunk(tokens, lengths[0], lengths[1], counts, kept_lines)
+
+
+@dataclass
+class _Part:
+    """What one corpus brings to a split."""
+
+    corpus: CorpusConfig
+    read: int
+    lines: Iterable[bytes]
+    pairs: int
+    """How many lines there are."""
 
 
 def _encode_split(
-    lines: Iterable[bytes],
-    pairs: int,
+    config: DataConfig,
+    parts: list[_Part],
     directory: Path,
     tokenizer: Tokenizer,
     pool: Workers,
     limits: tuple[int, int] | None,
-) -> SplitCounts:
+) -> tuple[dict[str, Any], SplitCounts]:
+    """Shards of one split, its corpora one after the other. Returns the manifest's entry and the sums."""
     counts = SplitCounts()
+    sources = []
     work = partial(encode_chunk, directory.parent / "spiece.model", tokenizer.sha256, limits)
-    with ShardWriter(directory, tokenizer.vocabulary_size) as writer, Progress("tokenise", pairs) as progress:
-        for chunk in pool.map(work, _chunks(lines)):
-            writer.add_batch(chunk.tokens, chunk.source_lengths, chunk.target_lengths)
-            counts.add(chunk.counts)
-            progress.advance(chunk.counts.pairs + chunk.counts.dropped.counts.total())
-    return counts
-
-
-def _data_hash(tokenizer: Tokenizer, splits: dict[str, PairShards]) -> str:
-    """The identity of what training sees: the tokenizer and every token of every split, in order."""
-    parts = {split: shards.index for split, shards in splits.items()}
-    return hashlib.sha256(json.dumps([tokenizer.sha256, parts], sort_keys=True).encode()).hexdigest()
+    keep_text = config.keep_text and limits is not None  # of training pairs: what is validated never changes
+    with (
+        ShardWriter(directory, tokenizer.vocabulary_size, keep_text=keep_text) as writer,
+        Progress("tokenise", sum(part.pairs for part in parts)) as progress,
+    ):
+        for part in parts:
+            before = counts.pairs
+            for chunk in pool.map(work, _chunks(part.lines)):
+                texts = chunk.texts if keep_text else None
+                writer.add_batch(chunk.tokens, chunk.source_lengths, chunk.target_lengths, texts)
+                counts.add(chunk.counts)
+                progress.advance(chunk.counts.pairs + chunk.counts.dropped.counts.total())
+            source, target = config.languages(part.corpus)
+            sources.append(
+                {
+                    "name": part.corpus.short_name,
+                    "source_language": source,
+                    "target_language": target,
+                    "pairs_read": part.read,
+                    "pairs_kept": counts.pairs - before,
+                }
+            )
+    entry = {"pairs_read": sum(part.read for part in parts), **counts.report(), "sources": sources}
+    return entry, counts
 
 
 # --- the output folder ------------------------------------------------------------------------------------------------
@@ -484,9 +467,12 @@ def _hash_inputs(config: DataConfig) -> dict[str, list[dict[str, Any]]]:
         for corpus in corpora:
             if corpus.toy is not None:
                 inputs[split].append(_hash_pairs(describe(corpus), read_pairs(corpus, *languages)))
+            if corpus.dataset is not None and not Path(corpus.dataset).is_dir():
+                entry = {"path": f"hub:{corpus.dataset}", "bytes": 0, "sha256": hub_identity(corpus)}
+                inputs[split].append(entry)
             inputs[split] += [_hash_file(file) for file in input_files(corpus, *languages)]
     if config.tokenizer.path is not None:
-        Tokenizer.load(config.tokenizer.path)  # a wrong one is reported now, not after the cleaning
+        _ready_tokenizer(config)  # a wrong one is reported now, not after the cleaning
         inputs["tokenizer"] = [_hash_file(Path(config.tokenizer.path))]
     return inputs
 
@@ -547,40 +533,16 @@ def _finished(directory: Path, config: DataConfig, inputs: dict[str, Any], force
         if force:
             return None
         raise
-    differences = _differences(manifest, _head(config, inputs))
-    if not differences:
+    changes = differences(manifest, _head(config, inputs))
+    if not changes:
         return manifest
     if force:
         return None
     raise BadInput(
         f"{directory}: already holds data prepared otherwise:\n  "
-        + "\n  ".join(differences)
+        + "\n  ".join(changes)
         + "\nchoose another data.directory, or replace it with `bmscale prepare CONFIG --force`"
     )
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Lines `data.key: old -> new` for configuration and input files that are not the same."""
-    lines = []
-    flat = [dict(_flatten(manifest["config"], "data")) for manifest in (old, new)]
-    for key in sorted(flat[0].keys() | flat[1].keys()):
-        # The same folder under another name (a relative path, a moved disk) is the same data.
-        if key != "data.directory" and flat[0].get(key) != flat[1].get(key):
-            lines.append(f"{key}: {flat[0].get(key)!r} -> {flat[1].get(key)!r}")
-    for split in sorted(old["inputs"].keys() | new["inputs"].keys()):
-        files = [{f["path"]: f["sha256"] for f in manifest["inputs"].get(split, [])} for manifest in (old, new)]
-        changed = [p for p in sorted(files[0].keys() | files[1].keys()) if files[0].get(p) != files[1].get(p)]
-        lines += [f"data.{split}: the contents of {path} changed" for path in changed]
-    return lines
-
-
-def _flatten(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        yield key, value
-        return
-    for name, inner in items:
-        yield from _flatten(inner, f"{key}.{name}")
 
 
 @contextlib.contextmanager
@@ -633,17 +595,6 @@ def _publish(
     _sync_folder(directory.parent)
     shutil.rmtree(replaced, ignore_errors=True)
     return None
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    _write_bytes(path, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
 
 
 def _sync_folder(path: Path) -> None:

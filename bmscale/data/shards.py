@@ -7,6 +7,8 @@ A folder holds, all little-endian:
     source_lengths.bin   int32 a pair, tokens with </s>
     target_lengths.bin   int32 a pair, tokens with </s>
     offsets.bin          int64 a pair: the first token of the pair, counted over all shards
+    text.bin             only where text is kept: `source TAB target` and a line feed a pair, normalised, in UTF-8
+    text_offsets.bin     int64 a pair: the first byte of its text
     index.json           written last: the data type, sizes and SHA-256 of every file
 """
 
@@ -22,11 +24,12 @@ from numpy.typing import NDArray
 
 from bmscale.errors import BadInput
 
-FORMAT = 1
+FORMAT = 2
 SHARD_TOKENS = 1 << 28  # 512 MiB as uint16: few open files for large corpora, still easy to copy
 INDEX = "index.json"
 AGAIN = "prepare the data again with `bmscale prepare CONFIG --force`"
 CHECKED_PAIRS = 1 << 20  # at a time: a few dozen MiB however large the corpus is
+TEXT_FILES = ("text.bin", "text_offsets.bin")
 LENGTH_FILES = {"source_lengths.bin": "<i4", "target_lengths.bin": "<i4", "offsets.bin": "<i8"}
 
 
@@ -61,7 +64,14 @@ class ShardWriter:
     As a context manager it closes at the end of the block, and leaves no index behind when the block raises.
     """
 
-    def __init__(self, directory: str | Path, vocabulary_size: int, shard_tokens: int = SHARD_TOKENS) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        vocabulary_size: int,
+        shard_tokens: int = SHARD_TOKENS,
+        *,
+        keep_text: bool = False,
+    ) -> None:
         if not 0 < vocabulary_size <= 1 << 32:
             raise ValueError(f"vocabulary_size must be within 1 … 2**32, got {vocabulary_size}")
         if shard_tokens <= 0:
@@ -72,6 +82,7 @@ class ShardWriter:
         self._vocabulary_size = vocabulary_size
         self._shard_tokens = shard_tokens
         self._lengths = [_HashedFile(self.directory / name) for name in LENGTH_FILES]
+        self._texts = [_HashedFile(self.directory / name) for name in TEXT_FILES] if keep_text else []
         self._shard: _HashedFile | None = None
         self._shards: list[dict[str, Any]] = []
         self.pairs = self.source_tokens = self.target_tokens = 0
@@ -83,9 +94,15 @@ class ShardWriter:
         self.add_batch(np.concatenate(sides), lengths[0], lengths[1])
 
     def add_batch(
-        self, tokens: NDArray[Any], source_lengths: NDArray[np.int32], target_lengths: NDArray[np.int32]
+        self,
+        tokens: NDArray[Any],
+        source_lengths: NDArray[np.int32],
+        target_lengths: NDArray[np.int32],
+        texts: list[bytes] | None = None,
     ) -> None:
         """Append pairs: `tokens` is source 0, target 0, source 1, … in one flat array, the lengths are per pair.
+
+        `texts` are their lines, `source TAB target` and a line feed; they are given where the writer keeps text.
 
         Raises ValueError where the lengths do not add up to the tokens, or an id lies outside the vocabulary.
         """
@@ -96,6 +113,8 @@ class ShardWriter:
             raise ValueError(f"lengths add up to {ends[-1]} tokens, got {len(tokens)}")
         if len(tokens) and (tokens.min() < 0 or tokens.max() >= self._vocabulary_size):
             raise ValueError(f"ids must be below {self._vocabulary_size}, got {tokens.min()} … {tokens.max()}")
+        if self._texts:
+            self._write_texts(texts or [], len(source_lengths))
         starts = ends - source_lengths - target_lengths
         total = self.source_tokens + self.target_tokens
         for file, values in zip(self._lengths, (source_lengths, target_lengths, starts + total), strict=True):
@@ -121,6 +140,14 @@ class ShardWriter:
             self._shard.write(tokens[written : ends[fit - 1]])
             pair, written = fit, int(ends[fit - 1])
 
+    def _write_texts(self, texts: list[bytes], pairs: int) -> None:
+        if len(texts) != pairs:
+            raise ValueError(f"there must be a text for each of {pairs} pairs, got {len(texts)}")
+        data, offsets = self._texts
+        sizes = np.fromiter(map(len, texts), np.int64, pairs)
+        offsets.write((np.cumsum(sizes) - sizes + data.bytes).astype("<i8"))
+        data.write(np.frombuffer(b"".join(texts), np.uint8))
+
     def _close_shard(self) -> None:
         if self._shard is not None:
             self._shards.append(self._shard.close())
@@ -137,6 +164,7 @@ class ShardWriter:
             "target_tokens": self.target_tokens,
             "lengths": [file.close() for file in self._lengths],
             "shards": self._shards,
+            "texts": [file.close() for file in self._texts],
         }
         with (self.directory / INDEX).open("w", encoding="utf-8") as file:
             json.dump(index, file, indent=1)
@@ -146,7 +174,7 @@ class ShardWriter:
 
     def abandon(self) -> None:
         """Close the files without an index, so that nothing can read the folder."""
-        for file in [*self._lengths, *([self._shard] if self._shard else [])]:
+        for file in [*self._lengths, *self._texts, *([self._shard] if self._shard else [])]:
             file.abandon()
 
     def __enter__(self) -> "ShardWriter":
@@ -174,6 +202,10 @@ class PairShards:
         self._offsets: NDArray[np.int64] = _map(directory / "offsets.bin", "<i8")
         self._tokens = [_map(directory / shard["file"], index["dtype"]) for shard in index["shards"]]
         self._starts = np.cumsum([0, *(len(tokens) for tokens in self._tokens)])
+        self._texts: NDArray[np.uint8] | None = None
+        if index["texts"]:
+            self._texts = _map(directory / TEXT_FILES[0], "u1")
+            self._text_offsets: NDArray[np.int64] = _map(directory / TEXT_FILES[1], "<i8")
 
     @classmethod
     def open(cls, directory: str | Path) -> "PairShards":
@@ -185,7 +217,7 @@ class PairShards:
         directory = Path(directory)
         try:
             index = _read_index(directory)
-            for entry in [*index["lengths"], *index["shards"]]:
+            for entry in [*index["lengths"], *index["shards"], *index["texts"]]:
                 path = directory / entry["file"]
                 size = path.stat().st_size if path.is_file() else None
                 if size != entry["bytes"]:
@@ -240,6 +272,20 @@ class PairShards:
         tokens = self._tokens[shard]
         return tokens[start:middle], tokens[middle:end]
 
+    @property
+    def has_texts(self) -> bool:
+        """Whether the text of the pairs was kept (data.keep_text)."""
+        return self._texts is not None
+
+    def text(self, i: int) -> tuple[str, str]:
+        """The normalised text of pair `i`, (source, target), the source with its language tag. Needs `has_texts`."""
+        if self._texts is None:
+            raise ValueError(f"{self.directory}: was prepared without data.keep_text")
+        end = int(self._text_offsets[i + 1]) if i + 1 < len(self) else len(self._texts)
+        line = self._texts[int(self._text_offsets[i]) : end].tobytes()
+        source, _, target = line.decode().rstrip("\n").partition("\t")
+        return source, target
+
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickled memory map is a copy of the data: another process opens the files instead.
         return PairShards._reopen, (self.directory,)
@@ -269,7 +315,7 @@ def _problem(index: dict[str, Any]) -> str | None:
     for key in ("pairs", "source_tokens", "target_tokens"):
         if not _is_count(index.get(key)):
             return f"{key} must be a whole number, got {index.get(key)!r:.40}"
-    for key in ("lengths", "shards"):
+    for key in ("lengths", "shards", "texts"):
         entries = index.get(key)
         if not isinstance(entries, list) or not all(map(_is_entry, entries)):
             return f"{key} must be a list of files with bytes and sha256"
@@ -278,7 +324,11 @@ def _problem(index: dict[str, Any]) -> str | None:
         return f"lengths must be {', '.join(LENGTH_FILES)}"
     if [entry["file"] for entry in index["shards"]] != [f"tokens-{i:05d}.bin" for i in range(len(index["shards"]))]:
         return "shards must be tokens-00000.bin and those that follow"
+    if [entry["file"] for entry in index["texts"]] not in ([], list(TEXT_FILES)):
+        return f"texts must be none or {', '.join(TEXT_FILES)}"
     pairs = index["pairs"]
+    if index["texts"] and index["texts"][1]["bytes"] != 8 * pairs:
+        return f"the offsets of the texts do not match {pairs:,} pairs"
     if any(entry["bytes"] != pairs * np.dtype(LENGTH_FILES[entry["file"]]).itemsize for entry in index["lengths"]):
         return f"the length files do not match {pairs:,} pairs"
     width = np.dtype(index["dtype"]).itemsize

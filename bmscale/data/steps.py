@@ -5,8 +5,12 @@
 
 The first knows nothing of ranks, the second changes no set: so the number of ranks, the micro-batch size and the ZeRO
 stage never move the data order, and resuming is arithmetic on the step number.
+
+An epoch is each pair once, or, with a `Mixture`, as many pairs drawn from several sources by their shares.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -47,6 +51,56 @@ def length_order(source_lengths: Lengths, target_lengths: Lengths, pool: Ids | N
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """Sources of pairs that lie one after the other, and how often each is drawn.
+
+    An epoch has as many pairs as the sources have together, `quotas` of each. A source whose quota is below its size
+    goes on in the next epoch where it stopped; one whose quota is above it starts again, in another order. So its
+    pairs come equally often, however the shares are.
+    """
+
+    sizes: tuple[int, ...]
+    """Pairs of each source."""
+    shares: tuple[float, ...]
+    """Of the pairs of an epoch, in sum 1."""
+
+    @classmethod
+    def by_temperature(cls, sizes: Sequence[int], temperature: float) -> "Mixture":
+        """Shares in proportion to size^(1/T): T = 1 leaves the sizes as they are, a large T makes all sources alike
+        (Arivazhagan 2019, section 3)."""
+        largest = max(sizes)
+        return cls.by_weight(sizes, [(size / largest) ** (1 / temperature) for size in sizes])
+
+    @classmethod
+    def by_weight(cls, sizes: Sequence[int], weights: Sequence[float]) -> "Mixture":
+        """Shares in proportion to weights, one a source."""
+        return cls(tuple(sizes), tuple(weight / math.fsum(weights) for weight in weights))
+
+    @property
+    def quotas(self) -> list[int]:
+        """Pairs of each source in an epoch: the shares rounded by the largest remainder."""
+        total = sum(self.sizes)
+        exact = [share * total for share in self.shares]
+        floors = [math.floor(value) for value in exact]
+        rest = sorted(range(len(exact)), key=lambda i: (floors[i] - exact[i], i))[: total - sum(floors)]
+        return [floor + (index in rest) for index, floor in enumerate(floors)]
+
+    def draw(self, seed: int, epoch: int) -> Ids:
+        """The pairs of an epoch, source by source."""
+        drawn, first = [], 0
+        for index, (size, quota) in enumerate(zip(self.sizes, self.quotas, strict=True)):
+            position, end = epoch * quota, (epoch + 1) * quota
+            while position < end:
+                round_, start = divmod(position, size)
+                stop = min(size, start + end - position)
+                order = np.random.default_rng([seed, index, round_]).permutation(size)
+                drawn.append(first + order[start:stop])
+                position += stop - start
+            first += size
+        return np.concatenate(drawn)
+
+
+@dataclass(frozen=True)
 class _Epoch:
     """One pass over the data: the pairs in order, and where each step begins (the last entry is the end)."""
 
@@ -65,16 +119,24 @@ def _fill(sizes: NDArray[Any], budget: int) -> Ids:
 
 
 class StepPlan:
-    """The pairs of every global step: a pure function of (lengths, seed, tokens_per_step, step).
+    """The pairs of every global step: a pure function of (lengths, mixture, seed, tokens_per_step, step).
 
     `tokens_per_step` bounds the target tokens of a step, the end of sentence included and padding not. A step never
-    crosses an epoch; the last of an epoch is smaller; each pair comes exactly once an epoch. Within a step, pairs come
-    in a few bundles of alike length.
+    crosses an epoch; the last of an epoch is smaller; each pair comes exactly once an epoch, or as often as `mixture`
+    says. Within a step, pairs come in a few bundles of alike length.
 
     Raises BadInput when a single pair is longer than a step, or when there are no pairs.
     """
 
-    def __init__(self, source_lengths: Lengths, target_lengths: Lengths, *, seed: int, tokens_per_step: int) -> None:
+    def __init__(
+        self,
+        source_lengths: Lengths,
+        target_lengths: Lengths,
+        *,
+        seed: int,
+        tokens_per_step: int,
+        mixture: Mixture | None = None,
+    ) -> None:
         if not len(target_lengths):
             raise BadInput("the training data must hold at least one pair; got none")
         longest = int(target_lengths.max())
@@ -84,13 +146,14 @@ class StepPlan:
                 "Raise it, or prepare the data with a smaller data.max_target_tokens"
             )
         self.source_lengths, self.target_lengths = source_lengths, target_lengths
-        self.seed, self.tokens_per_step = seed, tokens_per_step
+        self.seed, self.tokens_per_step, self.mixture = seed, tokens_per_step, mixture
         self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
         self._first_steps = [0]  # the first step of epochs 0, 1, …, as far as known
 
     def _plan_epoch(self, epoch: int) -> _Epoch:
         generator = np.random.default_rng([self.seed, epoch])
-        shuffled = generator.permutation(len(self.target_lengths))
+        pairs: int | Ids = len(self.target_lengths) if self.mixture is None else self.mixture.draw(self.seed, epoch)
+        shuffled = generator.permutation(pairs)
         targets = self.target_lengths[shuffled].astype(np.int64)
         pool = (np.cumsum(targets) - targets) // (POOL_STEPS * self.tokens_per_step)
         order = shuffled[length_order(self.source_lengths[shuffled], targets.astype(np.int32), pool)]

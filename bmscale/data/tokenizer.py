@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import sentencepiece
 from pydantic import Field
 
@@ -29,6 +30,7 @@ SPECIAL_PIECES = ("<s>", "<pad>", "</s>", "<unk>")
 TRAINER_THREADS = 8
 # SentencePiece silently skips longer lines (4,192 bytes by default); cleaning has bounded them already.
 LONGEST_LINE_BYTES = 1 << 20
+SAMPLED_BEST = 64  # the l of Kudo 2018, who found no difference to sampling from all segmentations
 
 
 class TokenizerConfig(Config):
@@ -49,8 +51,15 @@ class TokenizerConfig(Config):
     """Seed of the draw."""
 
 
-def train_tokenizer(sentences: Iterable[str], config: TokenizerConfig) -> bytes:
+def language_tag(language: str) -> str:
+    """The piece at the beginning of a source that says what to translate it into: `<2de>` (Johnson 2017)."""
+    return f"<2{language}>"
+
+
+def train_tokenizer(sentences: Iterable[str], config: TokenizerConfig, tags: Sequence[str] = ()) -> bytes:
     """Train on normalised sentences (source and target alike) and return the serialized SentencePiece model.
+
+    `tags` become pieces of their own, behind the special ones, wherever they stand in a text.
 
     The same sentences in the same order give the same bytes. Raises BadInput when the text does not support
     `vocabulary_size` pieces, or has more characters than pieces.
@@ -73,6 +82,7 @@ def train_tokenizer(sentences: Iterable[str], config: TokenizerConfig) -> bytes:
             pad_piece=SPECIAL_PIECES[PAD],
             eos_piece=SPECIAL_PIECES[EOS],
             unk_piece=SPECIAL_PIECES[UNK],
+            user_defined_symbols=list(tags),
             num_threads=TRAINER_THREADS,
             max_sentence_length=LONGEST_LINE_BYTES,
             minloglevel=2,
@@ -119,6 +129,7 @@ class Tokenizer:
         self.sha256 = hashlib.sha256(model).hexdigest()
         self.vocabulary_size = int(processor.get_piece_size())
         self._processor = processor
+        self._scores = np.array([processor.get_score(i) for i in range(self.vocabulary_size)])
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -141,6 +152,30 @@ class Tokenizer:
         # One thread: processes split the work, and its default of all cores would start a thread pool in each.
         ids: list[list[int]] = self._processor.encode(list(texts), add_eos=True, num_threads=1)
         return ids
+
+    @property
+    def is_unigram(self) -> bool:
+        """Whether the model is a unigram one, whose segmentations have probabilities; a BPE model's have not."""
+        # A unigram model's scores are log-probabilities, a BPE model's are the ranks of merges: 0, -1, -2, …
+        scores = self._scores[len(SPECIAL_PIECES) :]
+        return not np.array_equal(scores, np.round(scores))
+
+    def sample(self, text: str, alpha: float, generator: np.random.Generator) -> list[int]:
+        """Ids of one normalised text in a segmentation drawn from its SAMPLED_BEST best ones, </s> appended.
+
+        A segmentation of probability p is drawn with p^alpha (Kudo 2018, section 3.1). SentencePiece could draw from
+        all of them, but its generator gives other draws in every process. Needs a unigram model.
+        """
+        best = self._processor.nbest_encode(text, nbest_size=SAMPLED_BEST)
+        if not best:
+            return [EOS]
+        scores = alpha * np.array([self._scores[ids].sum() for ids in best])
+        shares = np.exp(scores - scores.max())
+        return [*best[generator.choice(len(best), p=shares / shares.sum())], EOS]
+
+    def has_piece(self, piece: str) -> bool:
+        """Whether `piece` is one of the vocabulary."""
+        return bool(self._processor.piece_to_id(piece) != UNK)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; special tokens leave nothing behind, an unknown piece leaves ' ⁇ '."""

@@ -27,7 +27,11 @@ InitialValue = Callable[[str, torch.Size], torch.Tensor]
 """(parameter name, full shape) -> its first value, fp32 on CPU."""
 
 STATE_KINDS = ("master", "exp_avg", "exp_avg_sq")
-"""What a training state holds for each parameter, all in fp32."""
+"""What a training state holds for each parameter, all in fp32; besides them AVERAGE, where one is kept."""
+
+AVERAGE = "ema"
+"""The running mean of a parameter (training.ema_decay). It lies among the optimizer's own states, under whatever piece
+of the parameters this rank steps, so that all that finds a moment by name finds it as well."""
 
 
 LossFunction = Callable[[nn.Module, Any], LossSums]
@@ -187,6 +191,8 @@ class Engine:
             sums += torch.stack([losses.loss.detach(), losses.nll.detach()]).to(wide)
             self._backward(losses.loss * (self.world_size / target_tokens), last=index == len(micro_batches) - 1)
         grad_norm, skipped = self._step()
+        if not skipped and self.training.ema_decay is not None:
+            self._update_average(self.training.ema_decay)
         process_group.sum_over_ranks(sums)
         loss, nll = (sums / target_tokens).tolist()
         return StepOutcome(loss, nll, grad_norm, skipped)
@@ -221,25 +227,56 @@ class Engine:
             self._zero_gradients()
         return norm, False
 
+    @torch.no_grad()
+    def _update_average(self, decay: float) -> None:
+        """ema <- decay ema + (1 - decay) weights.
+
+        The decay grows into its value, min(decay, (1 + t) / (10 + t)) in step t, so that the first weights are soon
+        forgotten (TensorFlow's ExponentialMovingAverage).
+        """
+        for parameter, state in self._base_optimizer.state.items():
+            if "exp_avg" not in state:
+                continue
+            if AVERAGE not in state:
+                state[AVERAGE] = parameter.detach().clone()
+            step = float(state["step"])
+            weight = 1 - min(decay, (1 + step) / (10 + step))
+            state[AVERAGE].lerp_(parameter.detach().to(state[AVERAGE].dtype), weight)
+
+    @property
+    def _base_optimizer(self) -> torch.optim.Optimizer:
+        """The AdamW itself, inside accelerate's wrapper and ZeRO's."""
+        optimizer = self.optimizer
+        while hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
+        return optimizer
+
     def _zero_gradients(self) -> None:
         for parameter in self._names.values():
             parameter.grad = None
 
     # -- parameters by name ------------------------------------------------------------------------------------------
 
-    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def weights(self, kind: str = "master") -> Iterator[tuple[str, torch.Tensor]]:
         """Each full weight in fp32 on CPU, one at a time. Collective: every rank must exhaust the iterator.
 
-        fp32 masters where ZeRO holds them, since its module weights are only bf16.
+        fp32 masters where ZeRO holds them, since its module weights are only bf16; or their AVERAGE.
         """
+        if kind != "master":
+            self._link_moments()
         for name, parameter in self._names.items():
-            yield name, self._read(parameter, "master")
+            yield name, self._read(parameter, kind)
+
+    @property
+    def state_kinds(self) -> tuple[str, ...]:
+        """What a training state of this run holds for each parameter."""
+        return STATE_KINDS if self.training.ema_decay is None else (*STATE_KINDS, AVERAGE)
 
     def state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
-        """(name, kind, full fp32 tensor on CPU) for each kind of STATE_KINDS. Collective, as `weights`."""
+        """(name, kind, full fp32 tensor on CPU) for each of `state_kinds`. Collective, as `weights`."""
         self._link_moments()
         for name, parameter in self._names.items():
-            for kind in STATE_KINDS:
+            for kind in self.state_kinds:
                 yield name, kind, self._read(parameter, kind)
 
     def _link_moments(self) -> None:
@@ -289,7 +326,7 @@ class Engine:
         empty_step()
         self._link_moments()
         for name, parameter in self._names.items():
-            for kind in STATE_KINDS:
+            for kind in self.state_kinds:
                 self._write(parameter, kind, read(name, kind))
         self._set_step_count(optimizer_step)
 
@@ -310,10 +347,7 @@ class Engine:
                     parameter.copy_(value.view(self._full_shape(parameter)))
 
     def _set_step_count(self, optimizer_step: int) -> None:
-        optimizer = self.optimizer
-        while hasattr(optimizer, "optimizer"):  # accelerate's wrapper, then ZeRO's
-            optimizer = optimizer.optimizer
-        for state in optimizer.state.values():
+        for state in self._base_optimizer.state.values():
             if torch.is_tensor(state.get("step")):
                 state["step"].fill_(optimizer_step)
             elif "step" in state:

@@ -12,7 +12,7 @@ import torch
 from bmscale.data.batch import make_batch
 from bmscale.data.clean import normalise
 from bmscale.data.corpus import CorpusConfig, read_pairs
-from bmscale.data.prepare import load_manifest
+from bmscale.data.manifest import load_manifest
 from bmscale.data.shards import PairShards
 from bmscale.errors import BadInput
 from bmscale.evaluation.loss import batch_loss, validation_loss

@@ -1,8 +1,10 @@
 """Cross-entropy of a model on sentence pairs: of one batch, and of a whole validation set over all ranks."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -41,17 +43,22 @@ class ValidationLoss:
 
 
 def validation_loss(
-    model: nn.Module, shards: PairShards, max_batch_tokens: int, *, rank: int = 0, world_size: int = 1
+    model: nn.Module,
+    shards: PairShards,
+    max_batch_tokens: int,
+    *,
+    pairs: Sequence[int] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> ValidationLoss:
-    """The loss over all pairs of `shards`, shared among the ranks. Collective; the caller switches gradients off."""
-    ids = length_order(shards.source_lengths, shards.target_lengths)
-    longest = int((shards.source_lengths + shards.target_lengths).max())
+    """The loss over `pairs` of `shards` (all of them unless given), shared among the ranks. Collective; the caller
+    switches gradients off."""
+    chosen = np.arange(len(shards)) if pairs is None else np.asarray(pairs)
+    sources, targets = shards.source_lengths, shards.target_lengths
+    ids = chosen[length_order(sources[chosen], targets[chosen])]
+    longest = int((sources[chosen] + targets[chosen]).max())
     rounds = split_step(
-        ids,
-        shards.source_lengths,
-        shards.target_lengths,
-        world_size=world_size,
-        max_micro_batch_tokens=max(max_batch_tokens, longest),
+        ids, sources, targets, world_size=world_size, max_micro_batch_tokens=max(max_batch_tokens, longest)
     )
     device = next(model.parameters()).device
     wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no fp64
@@ -59,5 +66,5 @@ def validation_loss(
     for batches in rounds:  # the same number on every rank: a forward pass is collective under ZeRO-3
         total += batch_loss(model, read_batch(shards, batches[rank]).to(device)).nll.to(wide)
     process_group.sum_over_ranks(total)
-    tokens = int(shards.target_lengths.sum())
+    tokens = int(targets[chosen].sum())
     return ValidationLoss(float(total) / tokens, tokens)

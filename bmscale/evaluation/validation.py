@@ -1,6 +1,8 @@
 """Validation inside the training loop: loss on everything, BLEU and chrF on a subset, a few translations to look at."""
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +18,41 @@ from bmscale.inference.translator import SearchOptions, translate_ids
 
 
 @dataclass(frozen=True)
-class Validation:
-    """What one validation found, the same on every rank."""
+class PairValidation:
+    """What was found for one pair of languages."""
 
     loss: ValidationLoss
     scores: dict[str, float]
     """bleu and chrf on the subset; empty when nothing was translated."""
+
+    def metrics(self, languages: str = "") -> dict[str, Any]:
+        """The record for metrics.jsonl; keys end in the languages where they are given."""
+        end = f"_{languages}" if languages else ""
+        rounded = {f"{name}{end}": round(value, 3) for name, value in self.scores.items()}
+        return {f"valid_loss{end}": round(self.loss.nll, 5), **rounded}
+
+    def line(self) -> str:
+        """Its figures, for the log."""
+        scores = "".join(f"  {name} {value:.2f}" for name, value in self.scores.items())
+        return f"loss {self.loss.nll:.4f}  perplexity {self.loss.perplexity:.2f}{scores}"
+
+
+@dataclass(frozen=True)
+class Validation(PairValidation):
+    """What one validation found, the same on every rank: the loss over all tokens, scores averaged over the pairs of
+    languages."""
+
     samples: list[tuple[str, str, str]]
     """(source, reference, translation)."""
+    by_languages: dict[str, PairValidation]
+    """Each pair of languages, such as en-de; empty where there is only one."""
 
-    def metrics(self) -> dict[str, Any]:
-        """The record for metrics.jsonl."""
-        rounded = {name: round(value, 3) for name, value in self.scores.items()}
-        return {"valid_loss": round(self.loss.nll, 5), **rounded}
+    def all_metrics(self) -> dict[str, Any]:
+        """The record for metrics.jsonl, the pairs of languages apart as well."""
+        record = self.metrics()
+        for languages, found in self.by_languages.items():
+            record |= found.metrics(languages)
+        return record
 
     def value(self, select: str) -> float:
         """The figure by which models are chosen."""
@@ -42,53 +66,102 @@ class Validation:
 
     def lines(self, step: int) -> list[str]:
         """What the log shows."""
-        scores = "".join(f"  {name} {value:.2f}" for name, value in self.scores.items())
-        head = f"validation at step {step}: loss {self.loss.nll:.4f}  perplexity {self.loss.perplexity:.2f}{scores}"
         body = [
             f"  source:      {source}\n  reference:   {reference}\n  translation: {translation}"
             for source, reference, translation in self.samples
         ]
-        return [head, *body]
+        apart = [f"  {languages}: {found.line()}" for languages, found in self.by_languages.items()]
+        return [f"validation at step {step}: {self.line()}", *apart, *body]
+
+
+@dataclass(frozen=True)
+class _LanguagePair:
+    """The validation pairs of one pair of languages."""
+
+    name: str
+    target_language: str
+    ids: list[int]
+    texts: list[tuple[str, str]]
+    """(source, reference) of the first ids, those that are translated."""
 
 
 class Validator:
     """Scores the engine's model on the prepared validation set."""
 
     def __init__(
-        self, engine: Engine, shards: PairShards, texts: Path, tokenizer: Tokenizer, experiment: Experiment
+        self,
+        engine: Engine,
+        shards: PairShards,
+        sources: Sequence[Mapping[str, Any]],
+        texts: Path,
+        tokenizer: Tokenizer,
+        experiment: Experiment,
     ) -> None:
+        """`sources` are those of the manifest: which pairs are of which languages."""
         self._engine, self._shards, self._tokenizer = engine, shards, tokenizer
-        self._config, self._language = experiment.evaluation, experiment.data.target_language
-        with texts.open(encoding="utf-8") as file:
-            count = min(self._config.pairs, len(shards))
-            records = [json.loads(line) for _, line in zip(range(count), file, strict=False)]
-        self._texts = [(record["source"], record["target"]) for record in records]
+        self._config = experiment.evaluation
+        self._language_pairs = _language_pairs(sources, texts, self._config.pairs)
 
     def run(self) -> Validation:
         """Validate. Collective: every rank takes its share and all get the result."""
+        samples: list[tuple[str, str, str]] = []
+        found = {}
+        for pair in self._language_pairs:
+            translations = self._translate(pair)
+            shown = zip(pair.texts, translations, strict=True)
+            samples += [(*texts, translation) for texts, translation in shown][: self._config.samples]
+            found[pair.name] = PairValidation(self._loss(pair), _scores(pair, translations))
+        tokens = sum(part.loss.tokens for part in found.values())
+        nll = math.fsum(part.loss.nll * part.loss.tokens for part in found.values()) / tokens
+        names = [name for part in found.values() for name in part.scores]
+        scores = {name: math.fsum(part.scores[name] for part in found.values()) / len(found) for name in names}
+        return Validation(ValidationLoss(nll, tokens), scores, samples, found if len(found) > 1 else {})
+
+    def _loss(self, pair: _LanguagePair) -> ValidationLoss:
         engine = self._engine
         with engine.evaluation() as model:
-            loss = validation_loss(
-                model, self._shards, self._config.max_batch_tokens, rank=engine.rank, world_size=engine.world_size
+            return validation_loss(
+                model,
+                self._shards,
+                self._config.max_batch_tokens,
+                pairs=pair.ids,
+                rank=engine.rank,
+                world_size=engine.world_size,
             )
-        if not self._texts:
-            return Validation(loss, {}, [])
-        translations = self._translate()
-        references = [target for _, target in self._texts]
-        samples = [
-            (source, target, translation)
-            for (source, target), translation in zip(self._texts, translations, strict=True)
-        ]
-        scores = quick_scores(translations, references, target_language=self._language)
-        return Validation(loss, scores, samples[: self._config.samples])
 
-    def _translate(self) -> list[str]:
+    def _translate(self, pair: _LanguagePair) -> list[str]:
         """Greedy translations of the subset; every rank does every so-many-th sentence."""
         world, rank = self._engine.world_size, self._engine.rank
-        sources = [self._shards.pair(index)[0].tolist() for index in range(len(self._texts))]
+        sources = [self._shards.pair(index)[0].tolist() for index in pair.ids[: len(pair.texts)]]
+        if not sources:
+            return []
         mine = sources[rank::world]
         options = SearchOptions(beam_size=1, max_batch_tokens=self._config.max_batch_tokens)
         with self._engine.evaluation() as model:
             outputs = translate_ids(model, mine, options, synced=self._engine.partitioned)
         shares = process_group.gather_objects([self._tokenizer.decode(ids) for ids in outputs])
         return [shares[index % world][index // world] for index in range(len(sources))]
+
+
+def _scores(pair: _LanguagePair, translations: list[str]) -> dict[str, float]:
+    if not translations:
+        return {}
+    references = [reference for _, reference in pair.texts]
+    return quick_scores(translations, references, target_language=pair.target_language)
+
+
+def _language_pairs(sources: Sequence[Mapping[str, Any]], texts: Path, wanted: int) -> list[_LanguagePair]:
+    """The validation corpora by languages, with the texts of the first `wanted` pairs of each."""
+    pairs: dict[str, _LanguagePair] = {}
+    with texts.open(encoding="utf-8") as file:
+        first = 0
+        for source in sources:
+            name = f"{source['source_language']}-{source['target_language']}"
+            pair = pairs.setdefault(name, _LanguagePair(name, source["target_language"], [], []))
+            for index, line in zip(range(first, first + source["pairs_kept"]), file, strict=False):
+                pair.ids.append(index)
+                if len(pair.texts) < wanted:
+                    record = json.loads(line)
+                    pair.texts.append((record["source"], record["target"]))
+            first += source["pairs_kept"]
+    return list(pairs.values())

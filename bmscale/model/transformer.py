@@ -22,7 +22,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from bmscale.model.attention import CrossAttention, SelfAttention
 from bmscale.model.config import EncoderDecoderConfig
-from bmscale.model.init import initialise_module, last_norm_gain
+from bmscale.model.init import initialise_module
 from bmscale.model.layers import DecoderLayer, EncoderLayer, Head, TokenEmbedding
 from bmscale.model.loss import IGNORED, LossSums, cross_entropy
 from bmscale.model.norms import compute_dtype, make_norm
@@ -103,7 +103,6 @@ class Decoder(EncoderDecoderPreTrainedModel):
         self.embed = TokenEmbedding(config)
         self.layers = nn.ModuleList([DecoderLayer(config, layer) for layer in range(config.num_decoder_layers)])
         self.norm = make_norm(config)
-        self.norm.initial_gain = last_norm_gain(config)  # type: ignore[assignment]  # read by initialise_module
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -33,6 +33,7 @@ class Record(Config):
 def identity(experiment: Experiment, data_hash: str, model: dict[str, Any]) -> dict[str, Any]:
     """The keys that a resumed run may not change; resources and lengths are not among them."""
     training = experiment.training
+    given = training.model_dump(include={"sampling", "subword_sampling", "ema_decay"}, exclude_none=True)
     return {
         "task": experiment.task,
         "data_hash": data_hash,
@@ -43,6 +44,7 @@ def identity(experiment: Experiment, data_hash: str, model: dict[str, Any]) -> d
         "training.label_smoothing": training.label_smoothing,
         "training.clip_norm": training.clip_norm,
         "training.precision": training.precision,
+        **{f"training.{key}": value for key, value in given.items()},
     }
 
 

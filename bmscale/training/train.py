@@ -10,29 +10,23 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from bmscale.data.batch import Batch, empty_batch, read_batch
-from bmscale.data.prepare import DataConfig, load_manifest
-from bmscale.data.shards import PairShards
-from bmscale.data.steps import StepPlan, split_step
-from bmscale.data.tokenizer import Tokenizer
+from bmscale.data.batch import empty_batch
+from bmscale.data.manifest import VALID_TEXTS
+from bmscale.data.steps import StepPlan
 from bmscale.engine import process_group
-from bmscale.engine.engine import Engine, StepOutcome
+from bmscale.engine.engine import AVERAGE, Engine, StepOutcome
+from bmscale.engine.trackers import Trackers, choose_trackers
 from bmscale.errors import BadInput, Diverged
 from bmscale.evaluation.loss import batch_loss
 from bmscale.evaluation.validation import Validation, Validator
 from bmscale.experiment import Experiment, RunFolder
 from bmscale.model import EncoderDecoderConfig, EncoderDecoderForConditionalGeneration
-from bmscale.model.flops import training_flops
 from bmscale.model.folder import write_model_folder
 from bmscale.model.init import initial_value
 from bmscale.training import checkpoint, record
@@ -40,39 +34,12 @@ from bmscale.training.checkpoint import Standing
 from bmscale.training.metrics import Metrics, Progress, model_flops_utilisation
 from bmscale.training.optimizer import make_optimizer
 from bmscale.training.schedule import rate_factor
+from bmscale.training.step_data import PreparedData, StepData, StepReader
 
 log = logging.getLogger("bmscale")
 
 # Skipped steps in a row after which going on would only burn time: the weights themselves are then out of range.
 MOST_SKIPPED_STEPS = 20
-
-
-@dataclass(frozen=True)
-class PreparedData:
-    """A prepared folder, opened."""
-
-    folder: Path
-    manifest: dict[str, Any]
-    train: PairShards
-    valid: PairShards
-    tokenizer: Tokenizer
-
-    @classmethod
-    def open(cls, config: DataConfig) -> "PreparedData":
-        """Raises BadInput when the folder is missing, unfinished, damaged, or was prepared from another `data:`."""
-        folder = Path(config.directory)
-        manifest = load_manifest(folder)
-        given = {**config.model_dump(mode="json"), "directory": manifest["config"].get("directory")}
-        changed = [
-            f"data.{key}: was {was!r}, now {now!r}" for key, was, now in record.differences(manifest["config"], given)
-        ]
-        if changed:
-            raise BadInput(
-                f"{folder}: was prepared from another configuration; {'; '.join(changed)}. Prepare it again with "
-                "`bmscale prepare CONFIG --force`, or choose another data.directory"
-            )
-        tokenizer = Tokenizer.load(folder / "spiece.model")
-        return cls(folder, manifest, PairShards.open(folder / "train"), PairShards.open(folder / "valid"), tokenizer)
 
 
 def train(experiment: Experiment, *, new_schedule: bool = False) -> None:
@@ -82,12 +49,7 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> None:
     """
     training, run = experiment.training, experiment.run_folder
     data = PreparedData.open(experiment.data)
-    plan = StepPlan(
-        data.train.source_lengths,
-        data.train.target_lengths,
-        seed=training.seed,
-        tokens_per_step=training.tokens_per_step,
-    )
+    plan = data.plan(training)
     total_steps = training.max_steps or plan.first_step_of_epoch(training.max_epochs or 0)
     config = experiment.model.build(data.tokenizer.vocabulary_size)
     _check_lengths(experiment, data, config)
@@ -97,6 +59,7 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> None:
     states = checkpoint.list_states(run.states) if resumes else []
     standing = checkpoint.read_standing(states[-1]) if states else Standing()
 
+    trackers = choose_trackers(training.trackers)
     engine = Engine(training)
     _check_that_ranks_agree(run, identity, standing)
     if standing.finished and (standing.data_step >= total_steps or _out_of_patience(experiment, standing)):
@@ -109,7 +72,10 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> None:
         resources = {"world_size": engine.world_size, "engine": engine.describe(), "device": _device_name(engine)}
         record.write(run, experiment, identity, total_steps, resources)
     build_model(engine, experiment, config)
-    loop = _Loop(experiment, engine, data, plan, config, total_steps)
+    opened = Trackers(
+        engine.accelerator, trackers, experiment.name, run.path, experiment.model_dump(), standing.data_step
+    )
+    loop = _Loop(experiment, engine, data, plan, config, total_steps, opened)
     loop.announce()
     loop.resume(states[-1] if states else None)
     loop.run_steps(standing)
@@ -185,18 +151,6 @@ def _device_name(engine: Engine) -> str:
     return torch.cuda.get_device_name() if engine.device.type == "cuda" else engine.device.type
 
 
-@dataclass(frozen=True)
-class _StepData:
-    """What one rank trains on in one global step."""
-
-    batches: list[Batch]
-    target_tokens: int
-    """Of the whole step, over all ranks."""
-    tokens: int
-    """Source and target tokens of the whole step."""
-    flops: float
-
-
 class _Loop:
     """The run in progress: everything the steps need, nothing that a training state would have to hold."""
 
@@ -208,12 +162,16 @@ class _Loop:
         plan: StepPlan,
         config: EncoderDecoderConfig,
         total_steps: int,
+        trackers: Trackers,
     ) -> None:
+        self.trackers = trackers
         self.experiment, self.engine, self.data, self.plan = experiment, engine, data, plan
+        self.reader = StepReader(experiment, data, plan, config, engine.rank, engine.world_size)
         self.config, self.total_steps = config, total_steps
         self.run: RunFolder = experiment.run_folder
         self.metrics = Metrics(self.run.metrics, enabled=engine.is_main)
-        self.validator = Validator(engine, data.valid, data.folder / "valid.jsonl", data.tokenizer, experiment)
+        sources = data.manifest["splits"]["valid"]["sources"]
+        self.validator = Validator(engine, data.valid, sources, data.folder / VALID_TEXTS, data.tokenizer, experiment)
         self.loss_function = partial(batch_loss, label_smoothing=experiment.training.label_smoothing)
         self.last_validation: Validation | None = None
 
@@ -225,7 +183,7 @@ class _Loop:
         progress = Progress(self.total_steps, standing.data_step, enabled=self.engine.is_main)
         window = _Window()
         skipped_in_a_row = 0
-        for step_data in self.step_data(standing.data_step):
+        for step_data in self.reader.steps(standing.data_step, self.total_steps):
             outcome = self.train_step(step_data, standing)
             seconds = standing.seconds + window.lap(step_data, outcome)
             standing = standing.after_step(step_data.target_tokens, skipped=outcome.skipped).with_(seconds=seconds)
@@ -256,35 +214,7 @@ class _Loop:
             standing = self.validate(standing, progress)
         self.finish(standing)
 
-    def step_data(self, first: int) -> Iterator[_StepData]:
-        """This rank's batches of the steps from `first` on, each read while the one before is trained on."""
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            waiting = None
-            for step in range(first, self.total_steps + 1):
-                upcoming = reader.submit(self._read_step, step) if step < self.total_steps else None
-                if waiting is not None:
-                    yield waiting.result()
-                waiting = upcoming
-
-    def _read_step(self, step: int) -> _StepData:
-        shards, training = self.data.train, self.experiment.training
-        pairs = self.plan.pairs(step)
-        rounds = split_step(
-            pairs,
-            shards.source_lengths,
-            shards.target_lengths,
-            world_size=self.engine.world_size,
-            max_micro_batch_tokens=training.max_micro_batch_tokens,
-        )
-        sources, targets = shards.source_lengths[pairs], shards.target_lengths[pairs]
-        return _StepData(
-            batches=[read_batch(shards, ranks[self.engine.rank]) for ranks in rounds],
-            target_tokens=int(targets.sum()),
-            tokens=int(sources.sum() + targets.sum()),
-            flops=float(np.sum(training_flops(self.config, sources, targets))),
-        )
-
-    def train_step(self, step_data: _StepData, standing: Standing) -> StepOutcome:
+    def train_step(self, step_data: StepData, standing: Standing) -> StepOutcome:
         """One optimizer step."""
         schedule = self.experiment.training.schedule
         self.rate_factor = rate_factor(standing.optimizer_step, schedule, self.total_steps)
@@ -297,6 +227,11 @@ class _Loop:
         )
 
     # -- around the steps --------------------------------------------------------------------------------------------
+
+    def record(self, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and of every tracker."""
+        self.metrics.write(values)
+        self.trackers.log(values)
 
     def announce(self) -> None:
         """The first log lines: what trains on what."""
@@ -332,7 +267,7 @@ class _Loop:
         memory = self.engine.memory_gib()
         rate = self.experiment.training.optimizer.learning_rate * self.rate_factor
         speed = window.target_tokens / window.seconds
-        self.metrics.write(
+        self.record(
             {
                 "step": standing.data_step,
                 "tokens": standing.target_tokens,
@@ -365,7 +300,7 @@ class _Loop:
                 f"step {standing.data_step}: the validation loss is {result.loss.nll}; lower "
                 "training.optimizer.learning_rate or lengthen training.schedule.warmup_steps"
             )
-        self.metrics.write({"step": standing.data_step, "tokens": standing.target_tokens, **result.metrics()})
+        self.record({"step": standing.data_step, "tokens": standing.target_tokens, **result.all_metrics()})
         for line in result.lines(standing.data_step):
             progress.line(line)
         select = self.experiment.evaluation.select
@@ -387,9 +322,9 @@ class _Loop:
         if standing.optimizer_step:
             checkpoint.save_state(self.run.states, self.engine, standing, keep=self.experiment.training.keep_states)
 
-    def write_model(self, folder: Path, standing: Standing, result: Validation) -> None:
+    def write_model(self, folder: Path, standing: Standing, result: Validation, kind: str = "master") -> None:
         """Write a model folder. Collective: rank 0 writes while every rank gathers."""
-        weights = self.engine.weights()
+        weights = self.engine.weights(kind)
         if self.engine.is_main:
             write_model_folder(
                 folder,
@@ -425,8 +360,12 @@ class _Loop:
 
     def finish(self, standing: Standing) -> None:
         """Write model/last, then the last state: a run whose state stands at the end is finished."""
-        self.write_model(self.run.last, standing, self.last_validation or self.validator.run())
+        result = self.last_validation or self.validator.run()
+        self.write_model(self.run.last, standing, result)
+        if self.experiment.training.ema_decay is not None and standing.optimizer_step:
+            self.write_model(self.run.average, standing, result, AVERAGE)
         self.save(standing.with_(finished=True))
+        self.trackers.finish()
         if self.engine.is_main:
             log.info(
                 "trained %d steps, %s target tokens in %.0f s; best %s %.4f at step %d: %s",
@@ -453,7 +392,7 @@ class _Window:
         """The time up to now does not count."""
         self._last = time.monotonic()
 
-    def lap(self, step_data: _StepData, outcome: StepOutcome) -> float:
+    def lap(self, step_data: StepData, outcome: StepOutcome) -> float:
         """Add one step; returns its wall time in seconds."""
         elapsed = time.monotonic() - self._last
         self.start_clock()

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from bmscale.data import prepare as module
 from bmscale.data.clean import RULES, normalise
-from bmscale.data.prepare import DataConfig, format_report, load_manifest, prepare
+from bmscale.data.manifest import format_report, load_manifest
+from bmscale.data.prepare import DataConfig, prepare
 from bmscale.data.shards import PairShards
 from bmscale.data.tokenizer import Tokenizer
 from bmscale.errors import BadInput
@@ -123,7 +124,8 @@ def test_same_bytes_for_any_workers_and_format(settings, tmp_path, monkeypatch):
     results = []
     for source, workers in runs:
         directory = str(tmp_path / f"out{workers}")
-        manifest = prepare(DataConfig(**(settings | {"directory": directory, "train": source})), workers=workers)
+        train = {"path": source, "name": "same"}
+        manifest = prepare(DataConfig(**(settings | {"directory": directory, "train": train})), workers=workers)
         results.append((manifest["data_hash"], manifest["splits"], manifest["dropped"], contents(directory)))
     assert results[0] == results[1] == results[2]
     assert results[0][2]["duplicate"]["pairs"] == 86
@@ -198,10 +200,10 @@ def test_a_failed_run_leaves_nothing_and_a_dead_one_is_cleared(settings, tmp_pat
     ("name", "change", "message"),
     [
         ("manifest.json", lambda data: data[:-20], "damaged"),
-        ("manifest.json", lambda data: data.replace(b'"format": 2', b'"format": 9'), "format must be 2, got 9"),
+        ("manifest.json", lambda data: data.replace(b'"format": 3', b'"format": 9'), "format must be 3, got 9"),
         ("manifest.json", lambda data: b"[" * 100_000, r"manifest\.json: damaged"),
-        ("manifest.json", lambda data: b"[]", r"manifest\.json: format must be 2, got None"),
-        ("manifest.json", lambda data: b'{"format": 2}', r"manifest\.json: damaged \(source_language: "),
+        ("manifest.json", lambda data: b"[]", r"manifest\.json: format must be 3, got None"),
+        ("manifest.json", lambda data: b'{"format": 3}', r"manifest\.json: damaged \(source_language: "),
         ("manifest.json", lambda data: data.replace(b'"inputs"', b'"input"'), r"damaged \(inputs: Field required"),
         ("manifest.json", lambda data: data.replace(b'"valid_texts"', b'"texts"'), r"damaged \(valid_texts: Field req"),
         ("manifest.json", lambda data: data.replace(b'"data_hash": "', b'"data_hash": "0'), "their hashes differ"),
@@ -413,3 +415,79 @@ def test_interrupted_runs_end_with_their_workers(settings, tmp_path, sign, every
     else:
         prepare(DataConfig(**settings), workers=1)
         assert not [*tmp_path.glob(".data.preparing-*")]
+
+
+def several(settings, tmp_path, **options):
+    """A German and a French corpus of English, each with its validation set."""
+    french = write_tsv(tmp_path / "french.tsv", make_pairs(200, seed=5))
+    train = [settings["train"], {"path": french, "target_language": "fr", "name": "fr-news"}]
+    valid = [settings["valid"], {"path": write_tsv(tmp_path / "v.tsv", VALID[:2]), "target_language": "fr"}]
+    return settings | {"train": train, "valid": valid} | options
+
+
+def test_several_languages_need_tags_and_get_them(settings, tmp_path):
+    with pytest.raises(ValidationError, match=r"several target languages \(de, fr\).*language_tags: true"):
+        DataConfig(**several(settings, tmp_path))
+    config = DataConfig(**several(settings, tmp_path, language_tags=True, keep_text=True))
+    manifest = prepare(config, workers=1)
+    assert load_manifest(tmp_path / "data") == manifest
+    sources = manifest["splits"]["train"]["sources"]
+    assert [(s["name"], s["target_language"], s["pairs_kept"]) for s in sources] == [
+        ("train", "de", 600),
+        ("fr-news", "fr", 200),
+    ]
+    assert [s["pairs_kept"] for s in manifest["splits"]["valid"]["sources"]] == [5, 2]
+    tokenizer = Tokenizer.load(tmp_path / "data" / "spiece.model")
+    train, valid = (PairShards.open(tmp_path / "data" / split) for split in ("train", "valid"))
+    for shards, index, tag in ((train, 0, "<2de>"), (train, 600, "<2fr>"), (valid, 4, "<2de>"), (valid, 5, "<2fr>")):
+        assert tag in tokenizer.pieces(shards.pair(index)[0])
+    assert train.text(600)[0].startswith("<2fr> ")
+    assert tokenizer.decode(train.pair(600)[0]) == train.text(600)[0]
+    assert not valid.has_texts
+    first = json.loads((tmp_path / "data" / "valid.jsonl").read_text().splitlines()[0])
+    assert first["source"] == VALID[0][0]  # the text of a user has no tag
+
+
+def test_a_tokenizer_without_the_tags_is_refused(settings, tmp_path):
+    prepare(DataConfig(**settings), workers=1)
+    ready = {"path": str(tmp_path / "data" / "spiece.model")}
+    config = several(settings, tmp_path, language_tags=True, tokenizer=ready, directory=str(tmp_path / "tagged"))
+    with pytest.raises(BadInput, match=r"must have the piece <2de>; train it with --user_defined_symbols=<2de>,<2fr>"):
+        prepare(DataConfig(**config), workers=1)
+
+
+def test_a_language_that_is_never_trained_is_not_validated(settings):
+    valid = {"path": settings["valid"], "target_language": "it"}
+    with pytest.raises(ValidationError, match="valid translates into it, which no training corpus does"):
+        DataConfig(**(settings | {"valid": valid}))
+
+
+def test_a_dataset_by_name_gives_the_same_shards(settings, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    pairs = make_pairs()
+    rows = [{"translation": {"en": s, "de": t}} for s, t in pairs]
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "set" / "train-00000.parquet"))
+    named = {"dataset": str(tmp_path / "set"), "name": "train"}
+    hashes = [
+        prepare(DataConfig(**(settings | {"train": train, "directory": str(tmp_path / name)})), workers=1)["data_hash"]
+        for name, train in (
+            ("a", settings["train"]),
+            ("b", named),
+            ("c", str(tmp_path / "set" / "train-00000.parquet")),
+        )
+    ]
+    assert len(set(hashes)) == 1
+
+
+def test_a_dataset_of_the_hub_that_cannot_be_reached_is_told(settings, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def unreachable(name, subset, revision):
+        raise ConnectionError(f"{name}@{revision}: offline")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
+    train = {"dataset": "nobody/nothing", "revision": "v1"}
+    with pytest.raises(BadInput, match="nobody/nothing: no such dataset, neither a folder here nor reachable on the"):
+        prepare(DataConfig(**(settings | {"train": train})), workers=1)

@@ -92,7 +92,7 @@ def test_damaged_or_absent_index(folder):
     with pytest.raises(BadInput, match="do not match 4 pairs"):
         PairShards.open(folder)
     path.write_text(json.dumps(index | {"format": 99}))
-    with pytest.raises(BadInput, match="format must be 1, got 99"):
+    with pytest.raises(BadInput, match="format must be 2, got 99"):
         PairShards.open(folder)
     path.write_text(path.read_text()[:-9])
     with pytest.raises(BadInput, match="damaged index"):

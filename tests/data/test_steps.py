@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bmscale.data.steps import StepPlan, padded_slots, split_step
+from bmscale.data.steps import Mixture, StepPlan, padded_slots, split_step
 from bmscale.errors import BadInput
 
 
@@ -131,3 +131,41 @@ def test_a_step_mixes_lengths():
     cuts = np.searchsorted(np.cumsum(ordered), np.arange(0, ordered.sum(), 4096))
     alike = [ordered[begin:end].mean() for begin, end in pairwise(cuts)]  # what steps of one length would be
     assert means.std() < 0.5 * np.std(alike)
+
+
+def test_shares_by_temperature_and_weight():
+    assert Mixture.by_temperature([900, 100], 1).shares == pytest.approx((0.9, 0.1))
+    assert Mixture.by_temperature([900, 100], 2).shares == pytest.approx((0.75, 0.25))
+    assert Mixture.by_temperature([900, 100], 1e9).shares == pytest.approx((0.5, 0.5))
+    assert Mixture.by_weight([10, 20, 30], [1, 1, 2]).quotas == [15, 15, 30]
+    assert sum(Mixture.by_weight([7, 7, 7], [1, 1, 1]).quotas) == 21
+    assert sum(Mixture.by_weight([5, 5], [1, 2]).quotas) == 10
+
+
+def test_a_mixture_draws_each_pair_of_a_source_equally_often():
+    source, target = lengths(1000)
+    mixture = Mixture.by_weight([900, 100], [1, 1])
+    plan = StepPlan(source, target, seed=1, tokens_per_step=2048, mixture=mixture)
+    counts = np.zeros(1000, dtype=int)
+    for epoch in range(9):
+        first = plan.first_step_of_epoch(epoch)
+        ids = np.concatenate([plan.pairs(first + index) for index in range(plan.steps_in_epoch(epoch))])
+        assert len(ids) == 1000
+        assert (ids < 900).sum() == 500
+        counts += np.bincount(ids, minlength=1000)
+        spread = counts[:900].max() - counts[:900].min(), counts[900:].max() - counts[900:].min()
+        assert max(spread) <= 1
+    assert set(counts[:900]) == {5}  # 9 epochs of 500 are 5 rounds of 900
+    assert set(counts[900:]) == {45}
+
+
+def test_a_mixture_is_a_function_of_seed_and_step():
+    source, target = lengths(1000)
+    mixture = Mixture.by_temperature([900, 100], 5)
+
+    def plan(seed):
+        return StepPlan(source, target, seed=seed, tokens_per_step=2048, mixture=mixture)
+
+    late = plan(1).first_step_of_epoch(4) + 3
+    assert np.array_equal(plan(1).pairs(late), plan(1).pairs(late))
+    assert not np.array_equal(plan(2).pairs(late), plan(1).pairs(late))

@@ -17,7 +17,7 @@ import torch
 from bmscale.data.batch import empty_batch, make_batch
 from bmscale.data.tokenizer import EOS
 from bmscale.engine import process_group
-from bmscale.engine.engine import Engine, LossFunction
+from bmscale.engine.engine import AVERAGE, Engine, LossFunction
 from bmscale.evaluation.loss import batch_loss
 from bmscale.experiment import OptimizerConfig, TrainingConfig
 from bmscale.model import EncoderDecoderConfig, EncoderDecoderForConditionalGeneration
@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--save-at", type=int, default=-1)
     parser.add_argument("--states", type=Path)
     parser.add_argument("--load", action="store_true")
+    parser.add_argument("--ema-decay", type=float)
     options = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -88,6 +89,7 @@ def main() -> None:
         clip_norm=options.clip_norm,
         deepspeed=options.deepspeed,
         optimizer=optimizer,
+        ema_decay=options.ema_decay,
     )
     engine = Engine(training)
     config = EncoderDecoderConfig(**{**CONFIG.to_dict(), "dropout": options.dropout})
@@ -114,6 +116,7 @@ def main() -> None:
 
         standing = checkpoint.load_state(checkpoint.list_states(options.states)[-1], engine, empty_step)
     losses, norms, skipped = [], [], []
+    by_hand: dict[str, torch.Tensor] = {}
     for step in range(standing.data_step, options.steps):
         if step == options.omit_step:
             continue
@@ -127,6 +130,11 @@ def main() -> None:
             data_step=step,
             rate_factor=1.0,
         )
+        if options.ema_decay:
+            decay = min(options.ema_decay, (2 + step) / (11 + step))
+            for name, tensor in engine.weights():
+                wide = tensor.double()
+                by_hand[name] = decay * by_hand.get(name, wide) + (1 - decay) * wide
         losses.append(outcome.loss)
         norms.append(outcome.grad_norm)
         skipped.append(outcome.skipped)
@@ -134,8 +142,12 @@ def main() -> None:
         if step + 1 == options.save_at:
             checkpoint.save_state(options.states, engine, standing, keep=2)
     weights = {name: tensor.double().sum().item() for name, tensor in engine.weights()}
+    average = {}
+    if options.ema_decay:
+        average = {name: tensor.double().norm().item() for name, tensor in engine.weights(AVERAGE)}
     if engine.is_main:
         result = {"losses": losses, "norms": norms, "skipped": skipped, "weights": weights, "is": engine.describe()}
+        result |= {"average": average, "average_by_hand": {name: by_hand[name].norm().item() for name in average}}
         options.out.write_text(json.dumps(result))
     process_group.stop()
 

@@ -82,17 +82,20 @@ SAVED = {"none": 1, "zero1": 2, "zero3": 2}
 LOADED = [("none", 1), ("zero0", 2), ("zero2", 1), ("zero2", 2), ("zero3", 2)]
 
 
+AVERAGED = ["--ema-decay", "0.8"]
+
+
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("states")
     save = {
-        name: (world, ["--deepspeed", name, "--save-at", "10", "--states", str(folder / name)])
+        name: (world, ["--deepspeed", name, "--save-at", "10", "--states", str(folder / name), *AVERAGED])
         for name, world in SAVED.items()
     }
     found = launch_all(folder, save)
     pairs = [(saved, *loaded) for saved in SAVED for loaded in LOADED if saved == "zero1" or loaded[0] == saved]
     load = {
-        f"{saved}-{name}x{world}": (world, ["--deepspeed", name, "--load", "--states", str(folder / saved)])
+        f"{saved}-{name}x{world}": (world, ["--deepspeed", name, "--load", "--states", str(folder / saved), *AVERAGED])
         for saved, name, world in pairs
     }
     return found | launch_all(folder, load)
@@ -110,6 +113,22 @@ def test_the_same_ranks_go_on_bit_for_bit(resumed, name):
     run, whole = resumed[f"{name}-{name}x{SAVED[name]}"], resumed[name]
     assert run["losses"] == whole["losses"][10:]
     assert run["weights"] == whole["weights"]
+    assert run["average"] == whole["average"]
+
+
+@pytest.mark.parametrize("name", ["none", "zero1", "zero3"])
+def test_the_running_mean_is_that_of_the_formula(resumed, name):
+    run = resumed[name]
+    assert run["average"].keys() == run["weights"].keys()
+    for parameter, norm in run["average"].items():
+        assert norm == pytest.approx(run["average_by_hand"][parameter], rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "world_size"), LOADED)
+def test_the_running_mean_goes_on_with_other_ranks_and_stages(resumed, name, world_size):
+    run, whole = resumed[f"zero1-{name}x{world_size}"], resumed["zero1"]
+    for parameter, norm in run["average"].items():
+        assert norm == pytest.approx(whole["average"][parameter], rel=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from bmscale.data.toy import toy_pairs
+
 
 def metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -179,3 +181,55 @@ def test_best_follows_the_selected_score(bmscale, trained):
     best = max(validations, key=lambda line: line["chrf"])
     provenance = json.loads((trained / "runs/chrf/model/best/provenance.json").read_text())
     assert provenance["optimizer_step"] == best["step"]
+
+
+MIXED = """\
+name: mixed
+data:
+  directory: prepared-mixed
+  source_language: en
+  target_language: de
+  language_tags: true
+  keep_text: true
+  train:
+    - {toy: train, pairs: 300, name: large}
+    - {path: back.tsv, source_language: de, target_language: en, name: small}
+  valid:
+    - {toy: valid, pairs: 20}
+    - {path: back-valid.tsv, source_language: de, target_language: en}
+  tokenizer: {vocabulary_size: 300}
+  cleaning: {duplicate: false}
+model: {hidden_size: 32, num_attention_heads: 2, num_encoder_layers: 1, num_decoder_layers: 1, dropout: 0.0}
+training:
+  tokens_per_step: 600
+  max_micro_batch_tokens: 700
+  max_steps: 6
+  precision: fp32
+  schedule: {type: constant, warmup_steps: 4}
+  sampling: {temperature: 5}
+  subword_sampling: {alpha: 0.2}
+  ema_decay: 0.9
+  log_every_steps: 2
+evaluation: {every_steps: 6, pairs: 3}
+"""
+
+
+def test_two_languages_sampled_subwords_and_a_running_mean_on_two_ranks(bmscale, tmp_path):
+    """All that a step may draw is a function of the step: two ranks train the run of one."""
+    for name, split, count in (("back", "train", 100), ("back-valid", "valid", 20)):
+        rows = "".join(f"{target}\t{source}\n" for source, target in toy_pairs(split, count, 0))
+        (tmp_path / f"{name}.tsv").write_text(rows, encoding="utf-8")
+    (tmp_path / "mixed.yaml").write_text(MIXED, encoding="utf-8")
+    bmscale("prepare", "mixed.yaml", folder=tmp_path)
+    bmscale("train", "mixed.yaml", "run=runs/one", "training.deepspeed=none", folder=tmp_path)
+    bmscale("train", "mixed.yaml", "run=runs/two", "training.deepspeed=zero2", folder=tmp_path, ranks=2)
+    one, two = (tmp_path / "runs" / name for name in ("one", "two"))
+    for line, other in zip(deterministic(one), deterministic(two), strict=True):
+        assert other == pytest.approx(line, rel=1e-4)
+    validation = metrics(one)[-1]
+    assert {"valid_loss", "valid_loss_en-de", "valid_loss_de-en", "bleu_en-de", "bleu_de-en"} <= validation.keys()
+    for name, tensor in weights(one, "ema").items():
+        assert torch.allclose(tensor, weights(two, "ema")[name], atol=2e-5), name
+        if tensor.ndim > 1:
+            assert not torch.equal(tensor, weights(one)[name]), name
+    assert list(one.glob("mixed/events*"))  # TensorBoard's
