@@ -10,7 +10,7 @@ from bmscale.data.tokenizer import Tokenizer
 from bmscale.engine import process_group
 from bmscale.engine.engine import Engine
 from bmscale.evaluation.loss import ValidationLoss, validation_loss
-from bmscale.evaluation.scores import quick_scores
+from bmscale.evaluation.scores import score
 from bmscale.experiment import Experiment
 from bmscale.inference.translator import SearchOptions, translate_ids
 
@@ -22,13 +22,23 @@ class Validation:
     loss: ValidationLoss
     scores: dict[str, float]
     """bleu and chrf on the subset; empty when nothing was translated."""
+    plus_minus: dict[str, float]
+    """Half the width of the 95 % interval of each score."""
     samples: list[tuple[str, str, str]]
     """(source, reference, translation)."""
 
     def metrics(self) -> dict[str, Any]:
         """The record for metrics.jsonl."""
         rounded = {name: round(value, 3) for name, value in self.scores.items()}
-        return {"valid_loss": round(self.loss.nll, 5), **rounded}
+        intervals = {f"{name}_plus_minus": round(value, 3) for name, value in self.plus_minus.items()}
+        return {"valid_loss": round(self.loss.nll, 5), **rounded, **intervals}
+
+    def sample_rows(self, step: int) -> list[dict[str, Any]]:
+        """The records for samples.jsonl."""
+        return [
+            {"step": step, "source": source, "reference": reference, "translation": translation}
+            for source, reference, translation in self.samples
+        ]
 
     def value(self, select: str) -> float:
         """The figure by which models are chosen."""
@@ -42,7 +52,7 @@ class Validation:
 
     def lines(self, step: int) -> list[str]:
         """What the log shows."""
-        scores = "".join(f"  {name} {value:.2f}" for name, value in self.scores.items())
+        scores = "".join(f"  {name} {value:.2f} ± {self.plus_minus[name]:.2f}" for name, value in self.scores.items())
         head = f"validation at step {step}: loss {self.loss.nll:.4f}  perplexity {self.loss.perplexity:.2f}{scores}"
         body = [
             f"  source:      {source}\n  reference:   {reference}\n  translation: {translation}"
@@ -72,15 +82,21 @@ class Validator:
                 model, self._shards, self._config.max_batch_tokens, rank=engine.rank, world_size=engine.world_size
             )
         if not self._texts:
-            return Validation(loss, {}, [])
+            return Validation(loss, {}, {}, [])
         translations = self._translate()
         references = [target for _, target in self._texts]
         samples = [
             (source, target, translation)
             for (source, target), translation in zip(self._texts, translations, strict=True)
         ]
-        scores = quick_scores(translations, references, target_language=self._language)
-        return Validation(loss, scores, samples[: self._config.samples])
+        # The bootstrap resamples counts, not sentences: intervals cost a fraction of the translations.
+        found = score(translations, references, metrics=("bleu", "chrf"), target_language=self._language)
+        return Validation(
+            loss,
+            {name: result["score"] for name, result in found.items()},
+            {name: result["plus_minus"] for name, result in found.items()},
+            samples[: self._config.samples],
+        )
 
     def _translate(self) -> list[str]:
         """Greedy translations of the subset; every rank does every so-many-th sentence."""
