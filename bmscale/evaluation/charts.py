@@ -132,7 +132,7 @@ def _add_token_axis(axes: "Axes", tokens: Sequence[tuple[float, float]]) -> None
     ticks = [tick for tick in axes.get_xticks() if max(low, 0) <= tick <= min(high, steps[-1])]
     above = axes.secondary_xaxis("top")
     short = EngFormatter(places=1, sep="")
-    labels = [short(float(np.interp(tick, steps, seen))).replace(".0", "") for tick in ticks]
+    labels = [short(float(np.interp(tick, steps, seen))).replace(".0", "").replace("G", "B") for tick in ticks]
     above.set_xticks(ticks, labels)
     above.xaxis.set_minor_locator(NullLocator())
     above.set_xlabel("target tokens")
