@@ -232,9 +232,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _add_report(commands: Commands) -> None:
-    parser = _add(
-        commands, "report", "write RUN/report.html: curves, scores, samples, data and model cards", _report
-    )
+    parser = _add(commands, "report", "write RUN/report.html: curves, scores, samples, data and model cards", _report)
     parser.add_argument("run", metavar="RUN", help="a run folder, such as runs/toy; the run may be under way")
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ _FEW_POINTS = 40
 _BUCKETS = 400
 """About one a pixel: of a longer series each bucket shows its smallest and its largest value, so spikes stay."""
 _WIDE_RANGE = 20.0
-"""Largest over smallest value from which `log=True` takes effect."""
+"""Largest over smallest value from which scale "log" takes effect."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +44,36 @@ class Line:
 
 
 def line_chart(
-    title: str, y_label: str, lines: Sequence[Line], tokens: Sequence[tuple[float, float]], *, log: bool = False
+    title: str,
+    y_label: str,
+    lines: Sequence[Line],
+    tokens: Sequence[tuple[float, float]],
+    *,
+    scale: Literal["free", "zero", "log"] = "zero",
 ) -> str:
     """An `<svg>` element without scripts, links or names that another chart on the page may have.
 
     `title` is for screen readers. `tokens` holds (step, target tokens seen) in the order of the steps, for the upper
-    axis. `log` asks for a logarithmic axis, taken where the values are positive and range far enough.
+    axis. `scale` is that of the values: `zero` shows 0, `log` does not where they are positive and range far enough.
     """
     # Here and not above: training must end well where Matplotlib is broken, and it takes a while to load.
     import matplotlib
     from matplotlib.figure import Figure
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9, "axes.edgecolor": _GRID}
-    colours = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
-    with matplotlib.rc_context({**settings, **colours}):
+    settings: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": title,
+        "font.size": 9,
+        "axes.edgecolor": _GRID,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+    }
+    with matplotlib.rc_context(settings):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.add_subplot()
         drawn = [line for line in lines if not line.is_empty]
         for line, colour in zip(drawn, _SERIES, strict=False):
             _draw(axes, line, colour)
-        _scale(axes, drawn, log)
+        _scale(axes, drawn, scale)
         axes.set_xlabel("step")
         axes.set_ylabel(y_label)
         axes.grid(color=_GRID, linewidth=0.5)
@@ -105,18 +115,22 @@ def _thinned(values: NDArray[np.float64]) -> NDArray[np.intp]:
     return np.array(kept)
 
 
-def _scale(axes: "Axes", lines: Sequence[Line], log: bool) -> None:
+def _scale(axes: "Axes", lines: Sequence[Line], scale: str) -> None:
     """Ticks that a person reads: 2k and 1.5M for steps, plain numbers for values."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     values = np.concatenate([np.asarray(line.values, float) for line in lines] or [np.array([])])
     values = values[np.isfinite(values)]
-    if log and len(values) and values.min() > 0 and values.max() / values.min() > _WIDE_RANGE:
+    if scale == "log" and len(values) and values.min() > 0 and values.max() / values.min() > _WIDE_RANGE:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
         axes.yaxis.set_minor_formatter(NullFormatter())
+    elif scale != "free":
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if len(values) and values.min() < 0 else 0.0)
     large = len(values) and values.max() >= 10_000
     axes.yaxis.set_major_formatter(EngFormatter(sep="") if large else FuncFormatter(lambda value, _: f"{value:g}"))
+    last = max((step for line in lines for step in line.steps), default=1.0)
+    axes.set_xlim(0, max(1.0, last) * 1.02)  # the same in every chart, for comparing them
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
@@ -131,8 +145,9 @@ def _add_token_axis(axes: "Axes", tokens: Sequence[tuple[float, float]]) -> None
     low, high = axes.get_xlim()
     ticks = [tick for tick in axes.get_xticks() if max(low, 0) <= tick <= min(high, steps[-1])]
     above = axes.secondary_xaxis("top")
-    short = EngFormatter(places=1, sep="")
-    labels = [short(float(np.interp(tick, steps, seen))).replace(".0", "").replace("G", "B") for tick in ticks]
+    short = EngFormatter(sep="")
+    seen_at = [float(f"{np.interp(tick, steps, seen):.3g}") for tick in ticks]
+    labels = [short(count).replace("G", "B") for count in seen_at]
     above.set_xticks(ticks, labels)
     above.xaxis.set_minor_locator(NullLocator())
     above.set_xlabel("target tokens")
@@ -148,7 +163,7 @@ def _for_the_page(svg: str, title: str) -> str:
         (r"<metadata>.*?</metadata>|<style.*?</style>", ""),  # the style would hold for the whole page
         (r' id="(?![mpC]\w*[0-9a-f]{10}")[^"]*"', ""),  # figure_1, …: every chart has them; what is used has a hash
         (r"font-family:[^;]*; ", ""),
-        (r"(\d\.\d\d)\d+", r"\1"),
+        (r'(\d\.\d\d)\d+(?=[\s")])', r"\1"),  # coordinates, not the labels
         (r"\s*\n\s*", "\n"),
         ("xlink:href", "href"),
     ):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -107,7 +107,7 @@ def _read_lines(path: Path) -> _Rows:
     """The JSON objects of a file, one a line. A crash may cut the last line, and a full disk any."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    except (OSError, ValueError):  # a test set's name may be no file's name
         return _Rows()
     rows, damaged = [], 0
     for line in text.split("\n"):  # not splitlines: a sentence may hold U+2028
@@ -219,34 +219,38 @@ def _charts(logged: list[Row], validations: list[Row]) -> list[Row]:
         half = [_or(row.get(plus_minus), 0.0) for row in rows] if plus_minus else ()
         return Line(label, _column(rows, "step"), _column(rows, key), half)
 
-    plans = (
+    plans: tuple[tuple[str, str, str, Literal["free", "zero", "log"], list[Line]], ...] = (
         (
             "Loss",
             "Negative log-likelihood without label smoothing. Training: mean over the steps of each log line, with "
             "dropout. Validation: the whole set.",
             "nats a target token",
+            "free",
             [line("training", logged, "nll"), line("validation", validations, "valid_loss")],
         ),
         (
             "Validation scores",
             "Greedy translations of a part of the validation set, with the 95 % interval of a bootstrap.",
             "score",
+            "zero",
             [
                 line("chrF2++", validations, "chrf", "chrf_plus_minus"),
                 line("BLEU", validations, "bleu", "bleu_plus_minus"),
             ],
         ),
-        ("Learning rate", "Of the last step of each log line.", "learning rate", [line("rate", logged, "lr")]),
+        ("Learning rate", "Of the last step of each log line.", "learning rate", "zero", [line("rate", logged, "lr")]),
         (
             "Gradient norm",
             "Mean over the steps of each log line, before clipping.",
             "global norm",
+            "log",
             [line("norm", logged, "grad_norm")],
         ),
         (
             "Throughput",
             "Target tokens trained on in a second, by all ranks; validation and saving are not counted.",
             "target tokens a second",
+            "zero",
             [line("tokens", logged, "tokens_per_second")],
         ),
     )
@@ -254,9 +258,9 @@ def _charts(logged: list[Row], validations: list[Row]) -> list[Row]:
         {
             "title": title,
             "caption": caption,
-            "svg": Markup(line_chart(f"{title} by step", unit, lines, tokens, log=title == "Gradient norm")),
+            "svg": Markup(line_chart(f"{title} by step", unit, lines, tokens, scale=scale)),
         }
-        for title, caption, unit, lines in plans
+        for title, caption, unit, scale, lines in plans
         if not all(line.is_empty for line in lines)
     ]
 
@@ -287,7 +291,9 @@ def _samples(found: _Rows) -> Row:
 def _test_set(run: RunFolder, name: str, result: Row) -> Row:
     """One test set of results.json, with its worst and its best sentences where the rows are kept."""
     found = _read_lines(run.translations / f"{name}.jsonl")
-    rows = sorted((row for row in found.rows if not math.isnan(_number(row.get("chrf")))), key=lambda row: row["chrf"])
+    # Of equals the longest come first among the best: of many perfect sentences a long one says most.
+    rows = [row for row in found.rows if not math.isnan(_number(row.get("chrf")))]
+    rows.sort(key=lambda row: (row["chrf"], len(str(row.get("reference", "")))))
     count = min(EXTREME_SENTENCES, len(rows) // 2)  # no sentence is among the worst and among the best
     scores = [_mapping(score) for score in _mapping(result.get("scores")).values()]
     extremes = {"worst": rows[:count], "best": rows[::-1][:count]}
@@ -324,11 +330,14 @@ def _model_card(run: RunFolder, record: Row, logged: list[Row]) -> Row:
         parameters = count_parameters(config)
     except Exception as error:  # transformers raises several kinds of its own; the run may be of another version
         log.debug("%s: no parameter counts: %s", run.record, error)
+    origins = {
+        str(folder.relative_to(run.path)): provenance
+        for folder in (run.best, run.last)
+        if (provenance := _read_json(folder / "provenance.json"))
+    }
     counted = [
         (flops, speed)
-        for flops, speed in zip(
-            _column(logged, "flops_per_second"), _column(logged, "tokens_per_second"), strict=True
-        )
+        for flops, speed in zip(_column(logged, "flops_per_second"), _column(logged, "tokens_per_second"), strict=True)
         if flops > 0 and speed > 0
     ]
     return {
@@ -336,12 +345,19 @@ def _model_card(run: RunFolder, record: Row, logged: list[Row]) -> Row:
         "parameters": parameters,
         # The log lines differ a little, with the lengths of their sentences.
         "flops_per_token": float(np.median([flops / speed for flops, speed in counted])) if counted else math.nan,
-        "folders": {
-            str(folder.relative_to(run.path)): provenance
-            for folder in (run.best, run.last)
-            if (provenance := _read_json(folder / "provenance.json"))
-        },
+        "folders": list(origins),
+        "origin": _side_by_side(list(origins.values())),
     }
+
+
+def _side_by_side(origins: list[Row]) -> list[tuple[str, list[Any]]]:
+    """(key, one value, or one of each model where they differ), without what the page says elsewhere."""
+    known = ("experiment", "task", "source_language", "target_language", "versions")
+    rows = []
+    for key in dict.fromkeys(key for origin in origins for key in origin if key not in known):
+        values = [origin.get(key) for origin in origins]
+        rows.append((key, values[:1] if all(value == values[0] for value in values) else values))
+    return rows
 
 
 # ---- the page
