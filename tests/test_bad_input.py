@@ -185,6 +185,10 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "schedule changed under a run": (nothing, "train x.yaml training.schedule.type=cosine training.max_steps=9", r"--new-schedule"),
     # evaluation and inference
     "evaluate what is no run": (nothing, "evaluate prepared", r"prepared: not a run folder"),
+    "report of what is no run": (nothing, "report prepared", r"prepared: not a run folder: it has no run\.yaml; give the folder that `bmscale train` wrote"),
+    "report of a run that is not there": (nothing, "report runs/xx", r"runs/xx: not a run folder"),
+    "report of a damaged run": (write("runs/x/run.yaml", "experiment: [\n"), "report runs/x", r"runs/x/run\.yaml: damaged: "),
+    "report of a run.yaml without experiment": (write("runs/x/run.yaml", "x: 1\n"), "report runs/x", r"run\.yaml: damaged: must hold the section experiment"),
     "missing test set": (nothing, "evaluate runs/x --test tset.tsv", r"tset\.tsv"),
     "missing model folder": (nothing, "translate runs/x/model/bset", r"runs/x/model/bset: no such model folder"),
     "run folder as model": (nothing, "translate runs/x", r"runs/x/model/best"),
