@@ -7,7 +7,6 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,15 +20,15 @@ _OF_THE_PAGE = {_INK: "--ink", _GRID: "--rule", _SERIES[0]: "--series-1", _SERIE
 _SIZE = (5.4, 3.3)
 _FEW_POINTS = 40
 """Up to so many, each value is marked, so that a single one can be seen at all."""
-_BUCKETS = 400
-"""About one a pixel: of a longer series each bucket shows its smallest and its largest value, so spikes stay."""
+MOST_POINTS = 300
+"""A longer series is shown in so many stretches, each by its median and, as a band, its range: spikes stay seen."""
 _WIDE_RANGE = 20.0
 """Largest over smallest value from which scale "log" takes effect."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One series; a value that is not finite was not measured and leaves a gap."""
+    """One series; a value that is not finite was not measured and is not drawn."""
 
     label: str
     steps: Sequence[float]
@@ -71,15 +70,16 @@ def line_chart(
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.add_subplot()
         drawn = [line for line in lines if not line.is_empty]
-        for line, colour in zip(drawn, _SERIES, strict=False):
-            _draw(axes, line, colour)
+        for line, colour in zip(lines, _SERIES, strict=False):  # a series has its colour though another is absent
+            if not line.is_empty:
+                _draw(axes, line, colour)
         _scale(axes, drawn, scale)
         axes.set_xlabel("step")
         axes.set_ylabel(y_label)
         axes.grid(color=_GRID, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(length=0)
-        if len(drawn) > 1:
+        axes.tick_params(which="both", length=0)
+        if drawn and len(lines) > 1:
             axes.legend(frameon=False, labelcolor=_INK)
         _add_token_axis(axes, tokens)
         file = StringIO()
@@ -91,28 +91,17 @@ def line_chart(
 
 def _draw(axes: "Axes", line: Line, colour: str) -> None:
     steps, values = np.asarray(line.steps, float), np.asarray(line.values, float)
-    shown = _thinned(values)
-    steps, values = steps[shown], values[shown]
+    half = np.asarray(line.plus_minus, float) if len(line.plus_minus) else np.zeros(len(values))
+    low, high = values - half, values + half
+    if len(values) > MOST_POINTS:
+        stretches = [part[np.isfinite(values[part])] for part in np.array_split(np.arange(len(values)), MOST_POINTS)]
+        stretches = [part for part in stretches if len(part)]
+        low, high = (np.array([reach(side[part]) for part in stretches]) for reach, side in ((min, low), (max, high)))
+        steps, values = (np.array([np.median(side[part]) for part in stretches]) for side in (steps, values))
     marker = "o" if np.isfinite(values).sum() <= _FEW_POINTS else None
     axes.plot(steps, values, label=line.label, color=colour, linewidth=1.5, marker=marker, markersize=2.5)
-    if len(line.plus_minus):
-        half = np.asarray(line.plus_minus, float)[shown]
-        axes.fill_between(steps, values - half, values + half, color=colour, alpha=0.2, linewidth=0)
-
-
-def _thinned(values: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Which values to draw."""
-    everything = np.arange(len(values))
-    if len(values) <= 2 * _BUCKETS:
-        return everything
-    kept: list[int] = []
-    for bucket in np.array_split(everything, _BUCKETS):
-        finite = bucket[np.isfinite(values[bucket])]
-        if len(finite):
-            kept += sorted({int(finite[values[finite].argmin()]), int(finite[values[finite].argmax()])})
-        else:
-            kept.append(int(bucket[0]))  # a gap stays a gap
-    return np.array(kept)
+    if np.any(high > low):
+        axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def _scale(axes: "Axes", lines: Sequence[Line], scale: str) -> None:

@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from bmscale.data.prepare import load_manifest
 from bmscale.errors import BadInput
-from bmscale.evaluation.charts import Line, line_chart
+from bmscale.evaluation.charts import MOST_POINTS, Line, line_chart
 from bmscale.evaluation.scores import sentence_chrf
 from bmscale.experiment import RunFolder
 from bmscale.model.config import EncoderDecoderConfig, option_types
@@ -175,6 +175,7 @@ def _contents(run: RunFolder, record: Row) -> Row:
         "last": logged[-1] if logged else {},
         "skipped": sum(int(skipped) for skipped in _column(logged, "skipped") if skipped > 0),
         "damaged_lines": metrics.damaged,
+        "thinned": len(logged) > MOST_POINTS,
         "charts": _charts(logged, validations),
         "best": min(validations, key=lambda row: _or(row.get("valid_loss"), math.inf), default=None),
         "validations": _spread(validations, VALIDATION_ROWS),
@@ -202,11 +203,13 @@ def _sequence(value: Any) -> list[Any]:
 def _status(run: RunFolder, record: Row, rows: list[Row]) -> Row:
     """How far the run is, and how its last start ended."""
     ended = _read_json(run.exit)
-    said = "in progress, or stopped without a word"
-    if ended:
-        kind = str(ended.get("class", "")).replace("_", " ")
-        said = kind if ended.get("code") == 0 else f"{kind}: {ended.get('message', '')}"
-    return {"said": said, "step": rows[-1]["step"] if rows else 0, "total": record.get("total_steps")}
+    said = str(ended.get("class", "")).replace("_", " ") if ended else "in progress, or stopped without a word"
+    return {
+        "said": said,
+        "message": "" if ended.get("code") == 0 else str(ended.get("message", "")),
+        "step": rows[-1]["step"] if rows else 0,
+        "total": record.get("total_steps"),
+    }
 
 
 def _charts(logged: list[Row], validations: list[Row]) -> list[Row]:

@@ -237,9 +237,10 @@ def test_no_sentence_is_both_worst_and_best(run):
 
 
 def test_how_a_run_ended_is_said(run):
-    run.exit.write_text(json.dumps({"class": "out_of_memory", "code": 4, "message": "out of memory"}))
+    run.exit.write_text(json.dumps({"class": "out_of_memory", "code": 4, "message": "9 GiB were missing"}))
     write_lines(run.metrics, [logged(20)])
-    assert "out of memory: out of memory step 20 of 400" in page(run).text
+    assert "out of memory step 20 of 400" in (shown := page(run)).text
+    assert "The last start ended: 9 GiB were missing" in shown.text
 
 
 def test_other_data_in_the_prepared_folder_is_not_shown_as_the_run_s(prepared, run):
