@@ -84,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prepare(commands)
     _add_train(commands)
     _add_evaluate(commands)
+    _add_report(commands)
     _add_translate(commands)
     return parser
 
@@ -146,6 +147,7 @@ def _train(options: argparse.Namespace) -> None:
 
     experiment = read_experiment(options.config, options.overrides)
     from bmscale.engine import process_group
+    from bmscale.evaluation.report import write_report_or_warn
     from bmscale.training import record
     from bmscale.training.train import train
 
@@ -164,6 +166,7 @@ def _train(options: argparse.Namespace) -> None:
     process_group.stop()
     if os.environ.get("RANK", "0") == "0":
         record.write_exit(run, 0, "trained")
+        write_report_or_warn(run)
         print(f"evaluate:  bmscale evaluate {run.path} --test FILE", file=sys.stderr)
         print(f"translate: echo 'A sentence.' | bmscale translate {run.best}", file=sys.stderr)
 
@@ -208,6 +211,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from bmscale.config import Document, validate
     from bmscale.data.corpus import CorpusConfig
     from bmscale.evaluation.evaluate import evaluate
+    from bmscale.evaluation.report import write_report_or_warn
     from bmscale.experiment import RunFolder
     from bmscale.inference.translator import SearchOptions
     from bmscale.training import record
@@ -225,6 +229,19 @@ def _evaluate(options: argparse.Namespace) -> None:
         device=options.device,
     )
     print(json.dumps(results, indent=2, ensure_ascii=False))
+    write_report_or_warn(run)
+
+
+def _add_report(commands: Commands) -> None:
+    parser = _add(commands, "report", "write RUN/report.html: curves, scores, samples, data and model cards", _report)
+    parser.add_argument("run", metavar="RUN", help="a run folder, such as runs/toy; the run may be under way")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from bmscale.evaluation.report import write_report
+    from bmscale.experiment import RunFolder
+
+    print(write_report(RunFolder(Path(options.run))))
 
 
 def _add_translate(commands: Commands) -> None:

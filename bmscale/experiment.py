@@ -154,7 +154,7 @@ class EvaluationConfig(Config):
     pairs: int = Field(200, ge=0)
     """Validation pairs that are translated for BLEU and chrF; 0 computes the loss only."""
     samples: int = Field(3, ge=0)
-    """How many of these translations are shown in the log."""
+    """How many of these translations are shown in the log and kept in samples.jsonl."""
     select: Literal["loss", "bleu", "chrf"] = "loss"
     """The validation figure by which model/best and early stopping go."""
     max_batch_tokens: Positive = 8192
@@ -230,6 +230,7 @@ class RunFolder:
         self.path = path
         self.record = path / "run.yaml"
         self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples.jsonl"
         self.log = path / "log.txt"
         self.states = path / "state"
         self.best = path / "model" / "best"
@@ -237,6 +238,7 @@ class RunFolder:
         self.average = path / "model" / "ema"
         self.translations = path / "translations"
         self.results = path / "results.json"
+        self.report = path / "report.html"
         self.exit = path / "exit.json"
 
 

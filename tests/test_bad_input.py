@@ -127,6 +127,11 @@ def uneven() -> None:
     Path("p.de").write_text("c\n")
 
 
+def only_a_test_split() -> None:
+    Path("set").mkdir()
+    shutil.copy("train.tsv", "set/test.csv")
+
+
 def nothing() -> None:
     pass
 
@@ -173,7 +178,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "two origins of a corpus": (change("x.yaml", "train: train.tsv", "train: {path: train.tsv, toy: train}"), f"prepare x.yaml {FRESH}", r"exactly one of path, .*dataset, toy; got path and toy"),
     "subset of a file": (change("x.yaml", "train: train.tsv", "train: {path: train.tsv, subset: de-en}"), f"prepare x.yaml {FRESH}", r"subset goes with dataset, which is not given; got path"),
     "damaged Parquet": (write("bad.parquet", b"PAR1 no more"), f"prepare x.yaml data.train=bad.parquet {FRESH}", r"bad\.parquet: cannot be read as a dataset"),
-    "dataset folder without the split": (lambda: (Path("set").mkdir(), shutil.copy("train.tsv", "set/test.csv")), f"prepare x.yaml data.train=set {FRESH}", r"set: cannot be read as a dataset \(split 'train'\)"),
+    "dataset folder without the split": (only_a_test_split, f"prepare x.yaml data.train=set {FRESH}", r"set: cannot be read as a dataset \(split 'train'\)"),
     "row of the hub's form without a side": (write("bad.jsonl", '{"translation": {"en": "a"}}\n'), f"prepare x.yaml data.train=bad.jsonl {FRESH}", r"bad\.jsonl:1: the key 'de' must hold a string, got only 'en'"),
     "tokenizer without the tags": (nothing, f"prepare x.yaml data.language_tags=true data.tokenizer.path=prepared/spiece.model {FRESH}", r"prepared/spiece\.model: with data\.language_tags it must have the piece <2de>"),
     # training
@@ -200,6 +205,10 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "schedule changed under a run": (nothing, "train x.yaml training.schedule.type=cosine training.max_steps=9", r"--new-schedule"),
     # evaluation and inference
     "evaluate what is no run": (nothing, "evaluate prepared", r"prepared: not a run folder"),
+    "report of what is no run": (nothing, "report prepared", r"prepared: not a run folder: it has no run\.yaml; give the folder that `bmscale train` wrote"),
+    "report of a run that is not there": (nothing, "report runs/xx", r"runs/xx: not a run folder"),
+    "report of a damaged run": (write("runs/x/run.yaml", "experiment: [\n"), "report runs/x", r"runs/x/run\.yaml: damaged: "),
+    "report of a run.yaml without experiment": (write("runs/x/run.yaml", "x: 1\n"), "report runs/x", r"run\.yaml: damaged: must hold the section experiment"),
     "missing test set": (nothing, "evaluate runs/x --test tset.tsv", r"tset\.tsv"),
     "missing model folder": (nothing, "translate runs/x/model/bset", r"runs/x/model/bset: no such model folder"),
     "run folder as model": (nothing, "translate runs/x", r"runs/x/model/best"),

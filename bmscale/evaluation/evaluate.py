@@ -16,7 +16,7 @@ from bmscale.data.manifest import load_manifest
 from bmscale.data.shards import PairShards
 from bmscale.errors import BadInput
 from bmscale.evaluation.loss import batch_loss, validation_loss
-from bmscale.evaluation.scores import format_scores, score
+from bmscale.evaluation.scores import format_scores, score, sentence_chrf
 from bmscale.experiment import Experiment, RunFolder
 from bmscale.inference.translator import SearchOptions, Translator
 from bmscale.model.folder import open_model_folder
@@ -105,11 +105,12 @@ def _score_set(
     options: SearchOptions,
     target_language: str,
 ) -> dict[str, Any]:
-    """Translate and score one test set; the translations are kept beside the results."""
+    """Translate and score one test set; the translations are kept, as text and as rows with source and reference."""
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
     hypotheses = translator.translate(sources, **vars(options))
     run.translations.mkdir(exist_ok=True)
     (run.translations / f"{name}.txt").write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
+    _write_rows(run.translations / f"{name}.jsonl", pairs, hypotheses)
     scores = score(hypotheses, references, target_language=target_language)
     for line in format_scores(scores).splitlines():
         log.info("%s: %s", name, line)
@@ -120,6 +121,17 @@ def _score_set(
         "search": vars(options),
         "scores": scores,
     }
+
+
+def _write_rows(path: Path, pairs: list[tuple[str, str]], hypotheses: list[str]) -> None:
+    """One JSON object a sentence, with its own chrF2++, so that the worst and the best can be found."""
+    figures = sentence_chrf(hypotheses, [reference for _, reference in pairs])
+    rows = (
+        {"source": source, "reference": reference, "translation": translation, "chrf": round(figure, 2)}
+        for (source, reference), translation, figure in zip(pairs, hypotheses, figures, strict=True)
+    )
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_bytes(text.encode("utf-8", "replace"))  # a lone surrogate, which JSON can hold, has no UTF-8
 
 
 def _loss_of(translator: Translator, pairs: list[tuple[str, str]], options: SearchOptions) -> float:

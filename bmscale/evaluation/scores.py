@@ -61,12 +61,17 @@ def score(
     return results
 
 
-def quick_scores(
-    hypotheses: Sequence[str], references: Sequence[str], *, target_language: str | None = None
-) -> dict[str, float]:
-    """BLEU and chrF2++ (0 to 100) without intervals: cheap enough for every validation. Raises BadInput as `score`."""
-    results = score(hypotheses, references, metrics=("bleu", "chrf"), n_bootstrap=0, target_language=target_language)
-    return {name: result["score"] for name, result in results.items()}
+def sentence_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> list[float]:
+    """chrF2++ of each sentence (0 to 100): to find sentences worth reading, not to average; the corpus score differs.
+
+    Raises BadInput for unequal counts.
+    """
+    _check_counts(hypotheses, references)
+    metric, _ = _make("chrf", None)
+    return [
+        float(metric.sentence_score(hypothesis, [reference]).score)
+        for hypothesis, reference in zip(hypotheses, references, strict=True)
+    ]
 
 
 def bleu_tokenizer(target_language: str | None) -> tuple[str, str | None]:
@@ -150,9 +155,7 @@ def _bootstrap_seed(seed: int) -> Iterator[None]:
             os.environ["SACREBLEU_SEED"] = before
 
 
-def _check(
-    hypotheses: Sequence[str], references: Sequence[str], metrics: Sequence[str], n_bootstrap: int, seed: int
-) -> None:
+def _check_counts(hypotheses: Sequence[str], references: Sequence[str]) -> None:
     if isinstance(hypotheses, str) or isinstance(references, str):
         raise BadInput("hypotheses and references must be lists of sentences; got one string: split it into lines")
     if len(hypotheses) != len(references):
@@ -160,6 +163,12 @@ def _check(
             f"every hypothesis needs one reference: got {len(hypotheses)} hypotheses and {len(references)} references;"
             " give two files with the same number of lines in the same order"
         )
+
+
+def _check(
+    hypotheses: Sequence[str], references: Sequence[str], metrics: Sequence[str], n_bootstrap: int, seed: int
+) -> None:
+    _check_counts(hypotheses, references)
     if not any(reference.strip() for reference in references):
         found = "no lines" if not references else f"{len(references)} lines, all empty"
         raise BadInput(f"there is nothing to score: the references have {found}; give at least one sentence")

@@ -12,7 +12,7 @@ from bmscale.data.tokenizer import Tokenizer
 from bmscale.engine import process_group
 from bmscale.engine.engine import Engine
 from bmscale.evaluation.loss import ValidationLoss, validation_loss
-from bmscale.evaluation.scores import quick_scores
+from bmscale.evaluation.scores import score
 from bmscale.experiment import Experiment
 from bmscale.inference.translator import SearchOptions, translate_ids
 
@@ -24,16 +24,19 @@ class PairValidation:
     loss: ValidationLoss
     scores: dict[str, float]
     """bleu and chrf on the subset; empty when nothing was translated."""
+    plus_minus: dict[str, float]
+    """Half the width of the 95 % interval of each score."""
 
     def metrics(self, languages: str = "") -> dict[str, Any]:
         """The record for metrics.jsonl; keys end in the languages where they are given."""
         end = f"_{languages}" if languages else ""
         rounded = {f"{name}{end}": round(value, 3) for name, value in self.scores.items()}
-        return {f"valid_loss{end}": round(self.loss.nll, 5), **rounded}
+        intervals = {f"{name}_plus_minus{end}": round(value, 3) for name, value in self.plus_minus.items()}
+        return {f"valid_loss{end}": round(self.loss.nll, 5), **rounded, **intervals}
 
     def line(self) -> str:
         """Its figures, for the log."""
-        scores = "".join(f"  {name} {value:.2f}" for name, value in self.scores.items())
+        scores = "".join(f"  {name} {value:.2f} ± {self.plus_minus[name]:.2f}" for name, value in self.scores.items())
         return f"loss {self.loss.nll:.4f}  perplexity {self.loss.perplexity:.2f}{scores}"
 
 
@@ -53,6 +56,13 @@ class Validation(PairValidation):
         for languages, found in self.by_languages.items():
             record |= found.metrics(languages)
         return record
+
+    def sample_rows(self, step: int) -> list[dict[str, Any]]:
+        """The records for samples.jsonl."""
+        return [
+            {"step": step, "source": source, "reference": reference, "translation": translation}
+            for source, reference, translation in self.samples
+        ]
 
     def value(self, select: str) -> float:
         """The figure by which models are chosen."""
@@ -110,12 +120,15 @@ class Validator:
             translations = self._translate(pair)
             shown = zip(pair.texts, translations, strict=True)
             samples += [(*texts, translation) for texts, translation in shown][: self._config.samples]
-            found[pair.name] = PairValidation(self._loss(pair), _scores(pair, translations))
+            found[pair.name] = PairValidation(self._loss(pair), *_scores(pair, translations))
         tokens = sum(part.loss.tokens for part in found.values())
         nll = math.fsum(part.loss.nll * part.loss.tokens for part in found.values()) / tokens
         names = [name for part in found.values() for name in part.scores]
         scores = {name: math.fsum(part.scores[name] for part in found.values()) / len(found) for name in names}
-        return Validation(ValidationLoss(nll, tokens), scores, samples, found if len(found) > 1 else {})
+        # The sets of the pairs are independent of each other, so their variances add up.
+        widths = {name: math.hypot(*(part.plus_minus[name] for part in found.values())) / len(found) for name in names}
+        apart = found if len(found) > 1 else {}
+        return Validation(ValidationLoss(nll, tokens), scores, widths, samples, apart)
 
     def _loss(self, pair: _LanguagePair) -> ValidationLoss:
         engine = self._engine
@@ -143,11 +156,17 @@ class Validator:
         return [shares[index % world][index // world] for index in range(len(sources))]
 
 
-def _scores(pair: _LanguagePair, translations: list[str]) -> dict[str, float]:
+def _scores(pair: _LanguagePair, translations: list[str]) -> tuple[dict[str, float], dict[str, float]]:
+    """BLEU and chrF, and half the width of their intervals."""
     if not translations:
-        return {}
+        return {}, {}
     references = [reference for _, reference in pair.texts]
-    return quick_scores(translations, references, target_language=pair.target_language)
+    # The bootstrap resamples counts, not sentences: intervals cost a fraction of the translations.
+    found = score(translations, references, metrics=("bleu", "chrf"), target_language=pair.target_language)
+    return (
+        {name: result["score"] for name, result in found.items()},
+        {name: result["plus_minus"] for name, result in found.items()},
+    )
 
 
 def _language_pairs(sources: Sequence[Mapping[str, Any]], texts: Path, wanted: int) -> list[_LanguagePair]:

@@ -1,4 +1,4 @@
-"""metrics.jsonl, the plain log lines and the progress bar of a run."""
+"""metrics.jsonl and samples.jsonl, the plain log lines and the progress bar of a run."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ def model_flops_utilisation(flops_per_second: float, devices: int, device_name: 
 
 
 class Metrics:
-    """One JSON object a line: a logged step, or a validation. Only rank 0 writes."""
+    """One JSON object a line, each with its step: a logged step, a validation, a sample. Only rank 0 writes."""
 
     def __init__(self, path: Path, *, enabled: bool) -> None:
         self._path, self._enabled = path, enabled
@@ -32,7 +32,8 @@ class Metrics:
         """Forget lines after `step`: the run died later than its last training state, and will write them again."""
         if not self._enabled or not self._path.exists():
             return
-        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+        # Not splitlines: a sentence may hold U+2028 and the like, which JSON does not escape.
+        lines = self._path.read_text(encoding="utf-8", errors="replace").split("\n")
         kept = [line for line in lines if _step_of(line) <= step]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -170,6 +170,7 @@ class _Loop:
         self.config, self.total_steps = config, total_steps
         self.run: RunFolder = experiment.run_folder
         self.metrics = Metrics(self.run.metrics, enabled=engine.is_main)
+        self.samples = Metrics(self.run.samples, enabled=engine.is_main)
         sources = data.manifest["splits"]["valid"]["sources"]
         self.validator = Validator(engine, data.valid, sources, data.folder / VALID_TEXTS, data.tokenizer, experiment)
         self.loss_function = partial(batch_loss, label_smoothing=experiment.training.label_smoothing)
@@ -251,6 +252,7 @@ class _Loop:
         """Load the newest training state, if the run has one, and forget what was logged after it."""
         if state is None:
             self.metrics.resume(0)
+            self.samples.resume(0)
             return
 
         def empty_step() -> None:
@@ -259,6 +261,7 @@ class _Loop:
 
         standing = checkpoint.load_state(state, self.engine, empty_step)
         self.metrics.resume(standing.data_step)
+        self.samples.resume(standing.data_step)
         if self.engine.is_main:
             log.info("resumed from %s: step %d of %d", state, standing.data_step, self.total_steps)
 
@@ -301,6 +304,8 @@ class _Loop:
                 "training.optimizer.learning_rate or lengthen training.schedule.warmup_steps"
             )
         self.record({"step": standing.data_step, "tokens": standing.target_tokens, **result.all_metrics()})
+        for row in result.sample_rows(standing.data_step):
+            self.samples.write(row)
         for line in result.lines(standing.data_step):
             progress.line(line)
         select = self.experiment.evaluation.select

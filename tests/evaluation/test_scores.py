@@ -7,7 +7,7 @@ import pytest
 import sacrebleu
 
 from bmscale.errors import BadInput
-from bmscale.evaluation.scores import bleu_tokenizer, format_scores, quick_scores, score
+from bmscale.evaluation.scores import bleu_tokenizer, format_scores, score, sentence_chrf
 
 REFERENCES = [
     "The cat sat on the mat, and the dog barked loudly at it.",
@@ -63,11 +63,18 @@ def test_the_seed_leaves_no_trace_in_the_environment(monkeypatch):
     assert "SACREBLEU_SEED" not in os.environ
 
 
-def test_quick_scores_equal_the_full_ones_and_sample_nothing():
+def test_without_resamples_there_is_no_interval():
     full = score(HYPOTHESES, REFERENCES, n_bootstrap=0)
-    assert quick_scores(HYPOTHESES, REFERENCES) == {name: full[name]["score"] for name in ("bleu", "chrf")}
     assert full["bleu"]["mean"] is None
     assert "bs:" not in full["bleu"]["signature"]
+
+
+def test_sentence_chrf_orders_sentences():
+    same, near, far = sentence_chrf(["a small house", "a small horse", "xyz"], ["a small house"] * 3)
+    assert same == pytest.approx(100)
+    assert 0 == far < near < same
+    with pytest.raises(BadInput, match="2 hypotheses and 1 references"):
+        sentence_chrf(["a", "b"], ["a"])
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,16 @@ def test_resuming_forgets_what_comes_again(tmp_path):
     ]
 
 
+def test_resuming_keeps_samples_whole(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    samples = Metrics(path, enabled=True)
+    odd = "one\u2028two\x85three\x0b"
+    for step in (2, 4):
+        samples.write({"step": step, "source": odd})
+    samples.resume(2)
+    assert [json.loads(line) for line in path.read_text().split("\n")[:-1]] == [{"step": 2, "source": odd}]
+
+
 def test_other_ranks_write_nothing(tmp_path):
     Metrics(tmp_path / "metrics.jsonl", enabled=False).write({"step": 1})
     assert not list(tmp_path.iterdir())
