@@ -32,6 +32,16 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
+def stop(process: subprocess.Popen[str]) -> None:
+    """End a launcher that is still there; it is asked first, because killed it would leave its ranks behind."""
+    process.terminate()
+    try:
+        process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def launch(folder: Path, name: str) -> list[tuple[int, str]]:
     """Start the file's processes side by side; the exit code and standard error of each."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(shipped_file("launch", name))]
@@ -56,8 +66,7 @@ def launch(folder: Path, name: str) -> list[tuple[int, str]]:
             errors = list(pool.map(lambda process: process.communicate(timeout=300)[1], processes))
     finally:
         for process in processes:
-            process.terminate()  # the launcher ends its ranks; killed, it would leave them behind
-            process.wait(timeout=60)
+            stop(process)
     return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
 
 

@@ -88,10 +88,8 @@ class Cluster:
             first_job=random.SystemRandom().randrange(1_000, 60_000),
         )
         (self.folder / "slurm.conf").write_text(text)
-        # SLURM counts the files that stand for GPUs; it opens none of them.
-        (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-1] AutoDetect=off\n")
-        for index in (0, 1):
-            (self.folder / f"gpu{index}").touch()
+        # SLURM counts the devices that stand for GPUs; it opens none of them.
+        (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
         (self.folder / "state").mkdir()
         self.command("mungekey", "--create", f"--keyfile={self.folder}/munge.key")
         files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
@@ -159,13 +157,14 @@ class Cluster:
         number = submitted.stdout.strip()
         deadline = time.monotonic() + seconds
         while True:
-            shown = self.command("scontrol", "show", "job", number, "--oneliner").stdout
+            # On a machine that is very busy the controller may be late to answer: ask again.
+            shown = self.command("scontrol", "show", "job", number, "--oneliner", check=False).stdout
             job = dict(re.findall(r"(\S+?)=(\S*)", shown))
-            if job["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
+            if job and job["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
                 output = log.read_text(errors="replace") if log.exists() else ""
                 return Job(job["JobState"], int(job["ExitCode"].partition(":")[0]), output)
             if time.monotonic() > deadline:
-                self.command("scancel", number)
+                self.command("scancel", number, check=False)
                 written = log.read_text(errors="replace") if log.exists() else "(no output)"
                 raise RuntimeError(f"job not done after {seconds} s:\n{shown}\n{written[-4000:]}\n{self.logs()}")
             time.sleep(0.2)
