@@ -1,5 +1,8 @@
-"""Every file that is shipped is loaded: presets as experiments, launch files by accelerate itself."""
+"""Every file that is shipped is loaded: presets as experiments, launch files by accelerate itself, scripts by bash."""
 
+import shutil
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ from bmscale.engine import deepspeed_config
 from bmscale.experiment import read_experiment
 from bmscale.model.sizes import SIZES
 
+ROOT = Path(__file__).parent.parent
+SCRIPTS = [(folder, name) for folder in ("launch", "slurm") for name in shipped_names(folder) if name.endswith(".sh")]
 LAUNCH_FILES = [name for name in shipped_names("launch") if name.endswith(".yaml")]
 
 
@@ -38,8 +43,42 @@ def test_launch_files_are_taken_by_accelerate(name):
     assert config.num_processes % config.num_machines == 0
 
 
+def test_slurm_scripts_are_shipped():
+    assert {"train.sh", "evaluate.sh"} <= set(shipped_names("slurm"))
+
+
+@pytest.mark.parametrize("folder", ["ds_configs", "launch", "slurm"])
+def test_the_wheel_has_the_folder(folder):
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
+    assert build["targets"]["wheel"]["force-include"][folder] == f"bmscale/shipped/{folder}"
+
+
+@pytest.mark.parametrize(("folder", "name"), SCRIPTS)
+def test_scripts_are_bash(folder, name):
+    subprocess.run(["bash", "-n", str(shipped_file(folder, name))], check=True)
+
+
+def test_scripts_pass_shellcheck():
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    scripts = [str(shipped_file(folder, name)) for folder, name in SCRIPTS]
+    scripts += [str(ROOT / "tests" / "run.sh"), str(ROOT / ".ci" / "run")]
+    result = subprocess.run(["shellcheck", "-x", *scripts], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("name", [name for folder, name in SCRIPTS if folder == "slurm"])
+def test_options_of_sbatch_stand_where_sbatch_reads_them(name):
+    """sbatch ignores, without a word, every #SBATCH line after the first command."""
+    lines = (ROOT / "slurm" / name).read_text(encoding="utf-8").splitlines()
+    first_command = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
+    options = [number for number, line in enumerate(lines) if line.startswith("#SBATCH ")]
+    assert options
+    assert max(options) < first_command
+
+
 def test_the_example_of_the_readme_is_an_experiment(tmp_path):
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     example = readme.split("```yaml\n# my.yaml\n")[1].split("```")[0]
     (tmp_path / "my.yaml").write_text(example, encoding="utf-8")
     experiment = read_experiment(str(tmp_path / "my.yaml"), [])
