@@ -77,10 +77,11 @@ def test_options_of_sbatch_stand_where_sbatch_reads_them(name):
     assert max(options) < first_command
 
 
-def test_the_example_of_the_readme_is_an_experiment(tmp_path):
+@pytest.mark.parametrize("name", ["my", "mixed"])
+def test_the_examples_of_the_readme_are_experiments(tmp_path, name):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    example = readme.split("```yaml\n# my.yaml\n")[1].split("```")[0]
-    (tmp_path / "my.yaml").write_text(example, encoding="utf-8")
-    experiment = read_experiment(str(tmp_path / "my.yaml"), [])
-    assert experiment.name == "my"
-    assert str(experiment.run_folder.path) == "runs/my"
+    example = readme.split(f"```yaml\n# {name}.yaml\n")[1].split("```")[0]
+    (tmp_path / f"{name}.yaml").write_text(example, encoding="utf-8")
+    experiment = read_experiment(str(tmp_path / f"{name}.yaml"), [])
+    assert experiment.name == name
+    assert str(experiment.run_folder.path) == f"runs/{name}"
