@@ -122,6 +122,9 @@ class EvaluationConfig(Config):
     """How many of these translations are shown in the log."""
     select: Literal["loss", "bleu", "chrf"] = "loss"
     """The validation figure by which model/best and early stopping go."""
+    keep_models: int = Field(0, ge=0)
+    """How many of the newest and how many of the best validations (by `select`) keep their model, in
+    model/step-NNNNNNNN, for `average`; 0 keeps model/best and model/last only."""
     max_batch_tokens: Positive = 8192
     """Padded slots of a validation batch on one rank."""
     beam_size: Positive = 5
@@ -197,8 +200,10 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.log = path / "log.txt"
         self.states = path / "state"
-        self.best = path / "model" / "best"
-        self.last = path / "model" / "last"
+        self.models = path / "model"
+        self.best = self.models / "best"
+        self.last = self.models / "last"
+        self.average = self.models / "average"
         self.translations = path / "translations"
         self.results = path / "results.json"
         self.exit = path / "exit.json"

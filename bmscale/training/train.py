@@ -10,7 +10,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +35,7 @@ from bmscale.model import EncoderDecoderConfig, EncoderDecoderForConditionalGene
 from bmscale.model.flops import training_flops
 from bmscale.model.folder import write_model_folder
 from bmscale.model.init import initial_value
-from bmscale.training import checkpoint, record
+from bmscale.training import checkpoint, kept_models, record
 from bmscale.training.checkpoint import Standing
 from bmscale.training.metrics import Metrics, Progress, model_flops_utilisation
 from bmscale.training.optimizer import make_optimizer
@@ -316,6 +316,7 @@ class _Loop:
         """Load the newest training state, if the run has one, and forget what was logged after it."""
         if state is None:
             self.metrics.resume(0)
+            self.forget_models(0)
             return
 
         def empty_step() -> None:
@@ -324,6 +325,7 @@ class _Loop:
 
         standing = checkpoint.load_state(state, self.engine, empty_step)
         self.metrics.resume(standing.data_step)
+        self.forget_models(standing.data_step)
         if self.engine.is_main:
             log.info("resumed from %s: step %d of %d", state, standing.data_step, self.total_steps)
 
@@ -379,6 +381,7 @@ class _Loop:
             self.write_model(self.run.best, standing, result)
         else:
             standing = standing.with_(stale_validations=standing.stale_validations + 1)
+        self.keep_model(standing, result)
         self.last_validation = result
         return standing
 
@@ -387,8 +390,27 @@ class _Loop:
         if standing.optimizer_step:
             checkpoint.save_state(self.run.states, self.engine, standing, keep=self.experiment.training.keep_states)
 
-    def write_model(self, folder: Path, standing: Standing, result: Validation) -> None:
-        """Write a model folder. Collective: rank 0 writes while every rank gathers."""
+    def keep_model(self, standing: Standing, result: Validation) -> None:
+        """Keep the model of a validation under its step, with those that `evaluation.keep_models` asks for."""
+        config = self.experiment.evaluation
+        main = self.engine.is_main
+        step = standing.data_step
+        wanted = config.keep_models > 0 and main and kept_models.may_write(self.run, step)
+        if process_group.gather_objects(wanted)[0]:
+            mark = kept_models.mark(self.run) if main else {}
+            self.write_model(kept_models.folder_of(self.run, step), standing, result, mark)
+            if main:
+                kept_models.retain(self.run, config.keep_models, config.select)
+
+    def forget_models(self, step: int) -> None:
+        """Remove kept models of steps that are still to come."""
+        if self.engine.is_main:
+            kept_models.forget_after(self.run, step)
+
+    def write_model(
+        self, folder: Path, standing: Standing, result: Validation, mark: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write a model folder, `mark` in its provenance. Collective: rank 0 writes while every rank gathers."""
         weights = self.engine.weights()
         if self.engine.is_main:
             write_model_folder(
@@ -396,7 +418,7 @@ class _Loop:
                 self.config,
                 weights,
                 self.data.folder / "spiece.model",
-                self.provenance(standing, result),
+                {**self.provenance(standing, result), **(mark or {})},
                 beam_size=self.experiment.evaluation.beam_size,
                 length_penalty=self.experiment.evaluation.length_penalty,
             )
@@ -418,7 +440,7 @@ class _Loop:
             "max_source_tokens": data.max_source_tokens,
             "seed": self.experiment.training.seed,
             "data_hash": self.data.manifest["data_hash"],
-            "validation": {"loss": result.loss.nll, "pairs": len(self.data.valid)},
+            "validation": {"loss": result.loss.nll, **result.scores, "pairs": len(self.data.valid)},
             "scores": {f"validation {name} (greedy)": score for name, score in result.scores.items()},
             **record.versions(),
         }

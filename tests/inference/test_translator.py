@@ -268,11 +268,11 @@ def test_texts_are_normalised_as_in_training(translator):
 def spy_on_sources(translator, monkeypatch) -> list[list[int]]:
     seen: list[list[int]] = []
 
-    def search(model, sources, options):
+    def search(model, sources, n, options, **_):
         seen.extend(sources)
-        return sources  # the identity as a translation: what was split must come together again
+        return [[source] for source in sources]  # the identity: what was split must come together again
 
-    monkeypatch.setattr("bmscale.inference.translator.translate_ids", search)
+    monkeypatch.setattr("bmscale.inference.translator.n_best_ids", search)
     return seen
 
 
