@@ -8,7 +8,7 @@ import torch
 from transformers import LogitsProcessor
 
 from bmscale.data.clean import normalise
-from bmscale.data.tokenizer import Tokenizer
+from bmscale.data.tokenizer import BOS, PAD, Tokenizer
 
 _SPACE = "\u2581"  # what SentencePiece writes for the space before a word
 
@@ -34,6 +34,7 @@ class Prefixes:
         pieces = tokenizer.pieces(range(tokenizer.vocabulary_size))
         # Bytes spell what the vocabulary lacks, which may be a letter.
         self.continuing_V = torch.tensor([_in_a_word(piece[0]) or piece.startswith("<0x") for piece in pieces])
+        self.continuing_V[[BOS, PAD]] = True  # they leave nothing in the text, and what follows would go on
         """(V,) bool: True for a piece that goes on with the word before it."""
 
     def make(self, text: str) -> Prefix:

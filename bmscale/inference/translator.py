@@ -376,9 +376,11 @@ class Translator:
             raise BadInput("sources and targets: must be lists of sentences; got one string: put it in a list")
         if len(sources) != len(targets):
             raise BadInput(f"every source needs one target: got {len(sources)} sources and {len(targets)} targets")
-        encoded = [self.tokenizer.encode_batch([normalise(text) for text in side]) for side in (sources, targets)]
-        found = log_probabilities(self.model, *encoded, max_batch_tokens)
-        return [Score(value, len(target)) for value, target in zip(found, encoded[1], strict=True)]
+        source_ids, target_ids = (
+            self.tokenizer.encode_batch([normalise(text) for text in side]) for side in (sources, targets)
+        )
+        found = log_probabilities(self.model, source_ids, target_ids, max_batch_tokens)
+        return [Score(value, len(ids)) for value, ids in zip(found, target_ids, strict=True)]
 
     def _check_texts(self, texts: Sequence[str], prefixes: Sequence[str] | None) -> list[Prefix]:
         """The prefix of each text. Raises BadInput for what is no list, or not of the same length."""
@@ -422,11 +424,8 @@ class Translator:
             for ids in hypotheses
             if real
         ]
-        values = (
-            iter(log_probabilities(self.model, *map(list, zip(*pairs, strict=True)), options.max_batch_tokens))
-            if pairs
-            else iter(())
-        )
+        sides = [source for source, _ in pairs], [target for _, target in pairs]
+        values = iter(log_probabilities(self.model, *sides, max_batch_tokens=options.max_batch_tokens))
         return [
             [next(values) / (len(ids) + 1) ** options.length_penalty if real else 0.0 for ids in hypotheses]
             for hypotheses, real in zip(found, searched, strict=True)

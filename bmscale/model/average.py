@@ -54,7 +54,7 @@ def average_models(folders: Sequence[str | Path], out: str | Path) -> list[dict[
         models[0].tokenizer,
         {**_common([model.provenance for model in models]), "averaged": averaged},
         beam_size=generation.get("num_beams") or 1,
-        length_penalty=generation.get("length_penalty") or 1.0,
+        length_penalty=1.0 if generation.get("length_penalty") is None else generation["length_penalty"],
     )
     return averaged
 
@@ -91,7 +91,8 @@ def _check_alike(first: ModelFolder, other: ModelFolder) -> None:
 def _averages(models: Sequence[ModelFolder]) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and mean of each tensor."""
     where = [tensor_files(model) for model in models]
-    for name in where[0]:
+    # A name that only some have is that of a tied weight, which is stored under its other name too.
+    for name in filter(lambda name: all(name in files for files in where), where[0]):
         total = _read(where[0][name], name)
         if not total.is_floating_point():
             yield name, total

@@ -126,7 +126,7 @@ def choose(run: RunFolder, *, last: int | None = None, best_by: int | None = Non
     if len(kept) < count:
         have = ", ".join(model.path.name for model in kept) or "none"
         raise BadInput(
-            f"{name}: {run.models} must hold {count} models of validations; it has {len(kept)} ({have}). Ask for fewer, "
-            "or train with evaluation.keep_models"
+            f"{name}: {run.models} must hold {count} models of validations; it has {len(kept)} ({have}). Ask for "
+            "fewer, or train with evaluation.keep_models"
         )
     return [model.path for model in (newest(kept, count) if last is not None else best(kept, count, select))]

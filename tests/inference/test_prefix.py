@@ -27,7 +27,7 @@ PREFIXES = ["", "nobody", "the old goat", "she counted, and", "ä", "", "bees, h
 @pytest.fixture(scope="module", params=["unigram", "bpe"])
 def tokenizer(request, tmp_path_factory) -> Tokenizer:
     path: Path = tmp_path_factory.mktemp("tokenizer") / "spiece.model"
-    size = 110 if request.param == "unigram" else 340
+    size = 85 if request.param == "unigram" else 340
     path.write_bytes(train_tokenizer(TEXT, TokenizerConfig(type=request.param, vocabulary_size=size)))
     return Tokenizer.load(path)
 
@@ -64,23 +64,33 @@ def test_translations_begin_with_their_prefix_alone_and_in_company(translator, b
     assert translator.translate(TEXT, prefixes=[""] * len(TEXT), **options) == free
 
 
-@pytest.mark.parametrize("beam_size", [1, 4])
-def test_the_beginning_of_a_translation_as_its_prefix_loses_nothing(translator, beam_size):
-    """Greedy search finds the same again; a beam, which keeps more ways behind the prefix, one at least as likely."""
-    options = SearchOptions(beam_size=beam_size)
-    model, sources = translator.model, translator.tokenizer.encode_batch(TEXT)
-    free = [found[0] for found in n_best_ids(model, sources, 1, options)]
-    heads = [Prefix("", tuple(ids[:number])) for number, ids in enumerate(free)]
-    assert any(head.ids for head in heads)
+def free_behind(translator, prefixes: list[list[int]], options: SearchOptions) -> list[list[int]]:
+    """The best translations of TEXT that begin with these ids, with any piece behind them."""
     nothing = torch.zeros(translator.tokenizer.vocabulary_size, dtype=torch.bool)
-    forced = [found[0] for found in n_best_ids(model, sources, 1, options, prefixes=heads, continuing_V=nothing)]
-    if beam_size == 1:
-        assert forced == free
-    ended = [[[*ids, EOS] for ids in found] for found in (free, forced)]
-    for source, before, after, head in zip(sources, *ended, heads, strict=True):
-        assert tuple(after[: len(head.ids)]) == head.ids
-        was, now = log_probabilities(model, [source] * 2, [before, after])
-        assert now / len(after) >= was / len(before) - 1e-4
+    heads = [Prefix("", tuple(ids)) for ids in prefixes]
+    sources = translator.tokenizer.encode_batch(TEXT)
+    found = n_best_ids(translator.model, sources, 1, options, prefixes=heads, continuing_V=nothing)
+    return [best for (best,) in found]
+
+
+def test_greedy_search_from_its_own_beginning_finds_the_same_again(translator):
+    options = SearchOptions(beam_size=1)
+    free = free_behind(translator, [[]] * len(TEXT), options)
+    assert len({len(ids) for ids in free}) > 2
+    assert free_behind(translator, [ids[:number] for number, ids in enumerate(free)], options) == free
+
+
+def test_a_wide_beam_finds_the_best_of_all_ends_of_a_prefix(translator):
+    """With at most one piece behind the prefix, every translation can be listed, and such a beam keeps them all."""
+    words = [token for token in range(translator.tokenizer.vocabulary_size) if token != EOS]
+    options = SearchOptions(beam_size=len(words) + 1, max_length_ratio=0, max_length_extra=2)
+    prefixes = [translator.tokenizer.encode(text)[: 3 + number] for number, text in enumerate(reversed(TEXT))]
+    sources = translator.tokenizer.encode_batch(TEXT)
+    for source, prefix, found in zip(sources, prefixes, free_behind(translator, prefixes, options), strict=True):
+        ends = [[*prefix, EOS], *([*prefix, word, EOS] for word in words), [*found, EOS]]
+        scores = log_probabilities(translator.model, [source] * len(ends), ends)
+        by_length = [score / len(end) for score, end in zip(scores, ends, strict=True)]
+        assert by_length[-1] == pytest.approx(max(by_length), abs=1e-4)
 
 
 @pytest.mark.parametrize("beam_size", [1, 4])
