@@ -8,7 +8,6 @@ systems the p-values are not corrected for their number.
 
 import hashlib
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +157,8 @@ def paired_tests(
 
     For each metric: `name`, `signatures` (by test), `note`, and `systems`, a list of `system`, `score`, `difference`
     (to the baseline), `mean` and `plus_minus` (over `n_bootstrap` resamples: mean, and half the width of the central
-    95 %) and `p_values` (by test; two-sided, so also for a system that is worse; None for the baseline). The tests
+    95 %) and `p_values` (by test; two-sided, so also for a system that is worse; None for the baseline and for
+    translations that are the same as its own). The tests
     are `bootstrap` with `n_bootstrap` resamples and `randomisation` with `n_trials` trials. The same seed gives the
     same values.
 
@@ -188,7 +188,9 @@ def paired_tests(
                 ((name, signature),) = found.items()
                 tested: list[Any] = scores[name]
                 signatures[test] = str(signature)
-                p_values[test] = [row.p_value for row in tested]
+                # Of two that are the same, sacreBLEU's count of larger differences is 0, and so its p the smallest.
+                same = [hypotheses == named[0][1] for _, hypotheses in named]
+                p_values[test] = [None if equal else row.p_value for equal, row in zip(same, tested, strict=True)]
                 rows = rows or tested  # the first test is the one with intervals
             results[metric] = {
                 "name": name,
@@ -229,6 +231,6 @@ def format_comparison(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in notes)])
 
 
-def _p(value: float) -> str:
+def _p(value: float | None) -> str:
     """A p-value, marked where it is below 0.05."""
-    return f"{value:.4f}{'*' if value < 0.05 else ' '}" if math.isfinite(value) else "-"
+    return "the same " if value is None else f"{value:.4f}{'*' if value < 0.05 else ' '}"
