@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from typing import Any
 
 import pytest
 import sacrebleu
@@ -19,7 +20,7 @@ REFERENCES = [
 ]
 GOOD = [line.replace("old trees", "trees") if number % 3 else line for number, line in enumerate(REFERENCES)]
 BAD = [line.replace("sees", "is seeing").replace("dog", "hound") for line in REFERENCES]
-SMALL = {"n_bootstrap": 50, "n_trials": 100}
+SMALL: dict[str, Any] = {"n_bootstrap": 50, "n_trials": 100}
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,7 @@ def test_scores_intervals_and_p_values_are_those_of_sacrebleu(monkeypatch):
     assert other["difference"] == pytest.approx(other["score"] - baseline["score"])
     monkeypatch.setenv("SACREBLEU_SEED", "12345")
     for test, kind in (("bootstrap", "bs"), ("randomisation", "ar")):
+        scores: Any
         signatures, scores = PairedTest([("a", GOOD), ("b", BAD)], {"BLEU": BLEU(force=True)}, [REFERENCES], kind)()
         assert other["p_values"][test] == scores["BLEU"][1].p_value
         assert found["bleu"]["signatures"][test] == str(signatures["BLEU"])

@@ -80,7 +80,7 @@ def test_figures_that_were_not_computed_are_the_worst(run):
 
 
 def test_a_run_keeps_models_over_a_resume_and_averages_them(bmscale, prepared):
-    """Killed after a validation that its last state knows nothing of, the run ends with the models of one never killed."""
+    """Killed after a validation that its last state knows nothing of, the run goes on to keep its own."""
     options = ["tiny.yaml", "evaluation.every_steps=2", "evaluation.keep_models=2", "evaluation.pairs=0"]
     bmscale("train", *options, "run=runs/whole", folder=prepared)
     program = (
