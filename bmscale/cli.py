@@ -85,6 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_report(commands)
+    _add_compare(commands)
+    _add_average(commands)
     _add_translate(commands)
     return parser
 
@@ -203,8 +205,17 @@ def _add_evaluate(commands: Commands) -> None:
         metavar="FILE",
         help="TSV, JSONL, or the prefix of parallel files; may be given more than once (default: evaluation.test)",
     )
-    parser.add_argument("--model", choices=("best", "last"), default="best", help="which model folder (default: best)")
+    _add_which(parser)
     _add_search(parser)
+
+
+def _add_which(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        default="best",
+        help="which folder of RUN/model: best, last, average, step-00000500 (default: best)",
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -244,20 +255,117 @@ def _report(options: argparse.Namespace) -> None:
     print(write_report(RunFolder(Path(options.run))))
 
 
+def _add_compare(commands: Commands) -> None:
+    parser = _add(commands, "compare", "test whether translations differ by more than chance", _compare)
+    parser.add_argument(
+        "systems",
+        nargs="+",
+        metavar="SYSTEM",
+        help="the baseline, then what to compare with it: run folders, model folders, files of translations",
+    )
+    parser.add_argument(
+        "--test", required=True, metavar="FILE", help="TSV, JSONL, or the prefix of parallel files: sources, references"
+    )
+    parser.add_argument("--ter", action="store_true", help="TER besides BLEU and chrF2++")
+    parser.add_argument("--source-language", metavar="CODE", help="default: that of the models")
+    parser.add_argument(
+        "--target-language", metavar="CODE", help="chooses the tokenizer of BLEU (default: that of the models)"
+    )
+    _add_which(parser)
+    _add_search(parser)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from bmscale.config import Document, validate
+    from bmscale.data.corpus import CorpusConfig
+    from bmscale.evaluation.compare import compare, open_system
+    from bmscale.training import record
+
+    test = validate(CorpusConfig, Document({"path": options.test}, {(): "--test"}))
+    systems = [
+        open_system(
+            name,
+            read_experiment=record.read_experiment,
+            which=options.model,
+            with_given=lambda search: _with_given(search, options),
+        )
+        for name in options.systems
+    ]
+    results = compare(
+        systems,
+        test,
+        source_language=options.source_language,
+        target_language=options.target_language,
+        metrics=("bleu", "chrf", *(("ter",) if options.ter else ())),
+        device=options.device,
+    )
+    print(json.dumps(results, indent=2, ensure_ascii=False))
+
+
+def _add_average(commands: Commands) -> None:
+    parser = _add(commands, "average", "average the parameters of models, those of a run or any", _average)
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="one run folder, or the model folders")
+    parser.add_argument("--last", type=int, metavar="N", help="of a run: the newest N of evaluation.keep_models")
+    parser.add_argument("--best", type=int, metavar="N", help="of a run: the best N by evaluation.select")
+    parser.add_argument("--to", metavar="OUT", help="the model folder to write (default for a run: RUN/model/average)")
+
+
+def _average(options: argparse.Namespace) -> None:
+    from bmscale.experiment import RunFolder
+    from bmscale.model.average import average_models
+    from bmscale.training import kept_models
+
+    folders, out = [Path(folder) for folder in options.folders], options.to
+    run = RunFolder(folders[0])
+    if options.last is not None or options.best is not None or (len(folders) == 1 and run.record.is_file()):
+        if len(folders) > 1:
+            raise BadInput(f"--last, --best: must go with one run folder; got {len(folders)} folders")
+        folders = kept_models.choose(run, last=options.last, best_by=options.best)
+        out = out or run.average
+    if out is None:
+        raise BadInput("--to: must name the folder to write when model folders are averaged; it was not given")
+    averaged = average_models(folders, out)
+    print(json.dumps({"model": str(out), "averaged": averaged}, indent=2, ensure_ascii=False))
+
+
 def _add_translate(commands: Commands) -> None:
     parser = _add(commands, "translate", "translate standard input to standard output, one sentence a line", _translate)
     parser.add_argument("model", metavar="MODEL", help="a model folder, such as runs/toy/model/best")
+    parser.add_argument(
+        "--n-best", type=int, metavar="N", help="N translations a line as `index ||| translation ||| score`, best first"
+    )
+    parser.add_argument(
+        "--prefixes", metavar="FILE", help="beginnings that the translations must have, one a line, empty for none"
+    )
+    parser.add_argument(
+        "--score",
+        action="store_true",
+        help="translate nothing: read `source TAB target`, write `log-probability TAB tokens` (nats, </s> counted)",
+    )
     _add_search(parser)
 
 
 def _translate(options: argparse.Namespace) -> None:
+    from bmscale.data.corpus import read_lines
+    from bmscale.inference.lines import n_best_lines, scored_lines
     from bmscale.inference.translator import SearchOptions, Translator
 
-    search = _with_given(SearchOptions(), options)
+    searched = ("n_best", "prefixes", "beam_size", "length_penalty")
+    given = [f"--{name.replace('_', '-')}" for name in searched if getattr(options, name) is not None]
+    if options.score and given:
+        raise BadInput(f"--score: scores the targets that it is given and searches for none; leave {given[0]} out")
+    search = vars(_with_given(SearchOptions(), options))
     translator = Translator.from_pretrained(options.model, device=options.device)
     # Bytes that are not UTF-8 must not end a pipe of millions of lines: they become U+FFFD.
     lines = (line.decode("utf-8", errors="replace").rstrip("\r\n") for line in sys.stdin.buffer)
     chunk = 1 if sys.stdin.isatty() else 512
-    for translation in translator.translate_stream(lines, chunk_lines=chunk, **vars(search)):
-        sys.stdout.buffer.write(translation.encode("utf-8", errors="replace") + b"\n")
+    prefixes = None if options.prefixes is None else read_lines(Path(options.prefixes))
+    if options.score:
+        output = scored_lines(translator, lines, chunk_lines=chunk)
+    elif options.n_best is not None:
+        output = n_best_lines(translator, lines, options.n_best, prefixes=prefixes, chunk_lines=chunk, **search)
+    else:
+        output = translator.translate_stream(lines, prefixes=prefixes, chunk_lines=chunk, **search)
+    for line in output:
+        sys.stdout.buffer.write(line.encode("utf-8", errors="replace") + b"\n")
         sys.stdout.buffer.flush()

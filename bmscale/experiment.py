@@ -157,6 +157,9 @@ class EvaluationConfig(Config):
     """How many of these translations are shown in the log and kept in samples.jsonl."""
     select: Literal["loss", "bleu", "chrf"] = "loss"
     """The validation figure by which model/best and early stopping go."""
+    keep_models: int = Field(0, ge=0)
+    """How many of the newest and how many of the best validations (by `select`) keep their model, in
+    model/step-NNNNNNNN, for `average`; 0 keeps model/best and model/last only."""
     max_batch_tokens: Positive = 8192
     """Padded slots of a validation batch on one rank."""
     beam_size: Positive = 5
@@ -233,9 +236,11 @@ class RunFolder:
         self.samples = path / "samples.jsonl"
         self.log = path / "log.txt"
         self.states = path / "state"
-        self.best = path / "model" / "best"
-        self.last = path / "model" / "last"
-        self.average = path / "model" / "ema"
+        self.models = path / "model"
+        self.best = self.models / "best"
+        self.last = self.models / "last"
+        self.average = self.models / "average"
+        self.running_mean = self.models / "ema"
         self.translations = path / "translations"
         self.results = path / "results.json"
         self.report = path / "report.html"

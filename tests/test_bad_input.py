@@ -136,7 +136,23 @@ def nothing() -> None:
     pass
 
 
+def pieces_of_two_sizes() -> None:
+    """A second run, of another width."""
+    folder = Path("runs/x/model/best")
+    shutil.copytree(folder, "wide")
+    from bmscale.model.folder import open_model_folder, write_model_folder
+
+    config = open_model_folder(folder).config
+    config.hidden_size = config.intermediate_size = 32
+    config.head_dim = 16
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = AutoModelForSeq2SeqLM.from_config(config)
+    write_model_folder("wide", config, model.named_parameters(), folder / "spiece.model", {})
+
+
 BEST = "runs/x/model/best"
+LAST = "runs/x/model/last"
 FRESH = "data.directory=fresh"
 
 MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
@@ -216,6 +232,24 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "truncated weights": (cut(f"{BEST}/model.safetensors", 2000), f"translate {BEST}", r"model\.safetensors"),
     "model without tokenizer": (remove(f"{BEST}/spiece.model"), f"translate {BEST}", r"spiece\.model"),
     "damaged model configuration": (cut(f"{BEST}/config.json", 50), f"translate {BEST}", r"config\.json"),
+    "model that the run does not have": (nothing, "evaluate runs/x --model averge", r"--model: must be the name of a folder in runs/x/model: best, last; got 'averge'"),
+    "more translations than beams": (nothing, f"translate {BEST} --n-best 6", r"n_best: must be a whole number from 1 to the beam size, 5; got 6"),
+    "no translations": (nothing, f"translate {BEST} --n-best 0", r"n_best: .*got 0"),
+    "missing prefixes": (nothing, f"translate {BEST} --prefixes none.txt", r"none\.txt: cannot be read"),
+    "more prefixes than sentences": (write("p.txt", "das\n"), f"translate {BEST} --prefixes p.txt", r"prefixes: .*the sentences end after line 0"),
+    "score and search": (nothing, f"translate {BEST} --score --beam-size 3", r"--score: .*leave --beam-size out"),
+    # comparing and averaging
+    "compare with nothing": (nothing, "compare runs/x --test valid.tsv", r"compare: must have at least two different systems"),
+    "compare with what is not there": (nothing, "compare runs/x runs/y --test valid.tsv", r"runs/y: must be a run folder, a model folder, or a file of translations"),
+    "compare other numbers of lines": (write("t.txt", "das\n"), "compare runs/x t.txt --test valid.tsv", r"t\.txt: must have one translation a line for each sentence of the test set, 3; got 1 lines"),
+    "compare on a missing test set": (nothing, f"compare runs/x {LAST} --test tset.tsv", r"tset\.tsv"),
+    "average without kept models": (nothing, "average runs/x --last 2", r"--last: runs/x/model must hold 2 models of validations; it has 0 \(none\).*evaluation\.keep_models"),
+    "average of last and best": (nothing, "average runs/x --last 2 --best 2", r"exactly one of --last N and --best N must be given; got both"),
+    "average of a run without a number": (nothing, "average runs/x", r"exactly one of --last N and --best N must be given; got neither"),
+    "average of one": (nothing, f"average {BEST} --to out", r"at least two model folders; got 1"),
+    "average without a name": (nothing, f"average {BEST} {LAST}", r"--to: must name the folder to write"),
+    "average of two shapes": (pieces_of_two_sizes, f"average {BEST} wide --to out", r"wide: must have the architecture and shape of"),
+    "average over other files": (nothing, f"average {BEST} {LAST} --to prepared", r"prepared: exists and is no model folder"),
     "no beams": (nothing, f"translate {BEST} --beam-size 0", r"beam_size: must be a whole number of at least 1; got 0"),
 }  # fmt: skip
 

@@ -6,20 +6,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from bmscale.data.batch import make_batch
-from bmscale.data.clean import normalise
 from bmscale.data.corpus import CorpusConfig, read_pairs
 from bmscale.data.manifest import load_manifest
 from bmscale.data.shards import PairShards
 from bmscale.errors import BadInput
-from bmscale.evaluation.loss import batch_loss, validation_loss
+from bmscale.evaluation.loss import validation_loss
 from bmscale.evaluation.scores import format_scores, score, sentence_chrf
 from bmscale.experiment import Experiment, RunFolder
 from bmscale.inference.translator import SearchOptions, Translator
-from bmscale.model.folder import open_model_folder
+from bmscale.model.folder import CONFIG, open_model_folder
 
 log = logging.getLogger("bmscale")
 
@@ -32,16 +29,17 @@ def evaluate(
     options: SearchOptions | None = None,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Score `model/best` or `model/last` of a run on test sets, and write results.json.
+    """Score a model of a run on test sets, and write results.json.
 
-    Returns what results.json holds. Raises BadInput for a test set that cannot be read or a damaged model.
+    `which` is the name of a folder in RUN/model: best, last, average, step-00000500. Returns what results.json holds.
+    Raises BadInput for a test set that cannot be read, and a model that is damaged or not there.
     """
     run, config = experiment.run_folder, experiment.evaluation
     data = experiment.data
     options = options or SearchOptions(config.beam_size, config.length_penalty, config.max_batch_tokens)
     _check_names([name_of(test) for test in tests])
     sets = [(name_of(test), list(read_pairs(test, data.source_language, data.target_language))) for test in tests]
-    folder = open_model_folder(run.best if which == "best" else run.last)
+    folder = open_model_folder(model_of(run, which))
     translator = Translator.from_pretrained(folder, device=device)
 
     results: dict[str, Any] = _read_results(run)
@@ -65,6 +63,17 @@ def name_of(test: CorpusConfig) -> str:
     for ending in (".gz", ".xz", ".zst", ".tsv", ".jsonl", ".parquet"):
         name = name.removesuffix(ending)
     return name or "test"
+
+
+def model_of(run: RunFolder, which: str) -> Path:
+    """The folder of that name in RUN/model. Raises BadInput, listing those that are there."""
+    folder = run.models / which
+    if which in (folder.name, f"{folder.name}/") and (folder / CONFIG).is_file():
+        return folder
+    there = sorted(path.parent.name for path in run.models.glob("[!.]*/config.json"))
+    if not there:
+        raise BadInput(f"{run.path}: is the run folder of a training that has not written a model yet; train further")
+    raise BadInput(f"--model: must be the name of a folder in {run.models}: {', '.join(there)}; got '{which}'")
 
 
 def _check_names(names: list[str]) -> None:
@@ -112,12 +121,14 @@ def _score_set(
     (run.translations / f"{name}.txt").write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
     _write_rows(run.translations / f"{name}.jsonl", pairs, hypotheses)
     scores = score(hypotheses, references, target_language=target_language)
+    likelihood = translator.score(sources, references, options.max_batch_tokens)
+    tokens = sum(pair.tokens for pair in likelihood)
     for line in format_scores(scores).splitlines():
         log.info("%s: %s", name, line)
     return {
         "pairs": len(pairs),
         "sha256": hashlib.sha256("".join(f"{s}\t{t}\n" for s, t in pairs).encode("utf-8", "replace")).hexdigest(),
-        "loss": round(_loss_of(translator, pairs, options), 5),
+        "loss": round(-sum(pair.log_probability for pair in likelihood) / tokens, 5),
         "search": vars(options),
         "scores": scores,
     }
@@ -132,25 +143,3 @@ def _write_rows(path: Path, pairs: list[tuple[str, str]], hypotheses: list[str])
     )
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_bytes(text.encode("utf-8", "replace"))  # a lone surrogate, which JSON can hold, has no UTF-8
-
-
-def _loss_of(translator: Translator, pairs: list[tuple[str, str]], options: SearchOptions) -> float:
-    """Negative log-likelihood a target token (nats) of the references, in batches by length."""
-    tokenizer = translator.tokenizer
-    positions = translator.model.config.max_position_embeddings
-    encoded = [
-        [np.array(ids[:positions]) for ids in tokenizer.encode_batch([normalise(side[index]) for side in pairs])]
-        for index in (0, 1)
-    ]
-    order = sorted(range(len(pairs)), key=lambda index: -len(encoded[0][index]) - len(encoded[1][index]))
-    total, tokens, batch = 0.0, 0, list[int]()
-    with torch.no_grad():
-        for position, index in enumerate(order):
-            batch.append(index)
-            slots = (len(batch) + 1) * (len(encoded[0][batch[0]]) + len(encoded[1][batch[0]]))
-            if slots > options.max_batch_tokens or position == len(order) - 1:
-                made = make_batch([encoded[0][i] for i in batch], [encoded[1][i] for i in batch])
-                total += float(batch_loss(translator.model, made.to(translator.model.device)).nll)
-                tokens += made.target_tokens
-                batch = []
-    return total / tokens

@@ -41,12 +41,11 @@ def score(
 
     Raises BadInput for unequal counts, nothing to score, an unknown metric or a negative count or seed.
     """
-    _check(hypotheses, references, metrics, n_bootstrap, seed)
+    check(hypotheses, references, metrics, n_bootstrap, seed)
     results: dict[str, dict[str, Any]] = {}
-    with _bootstrap_seed(seed):
+    with fixed_seed(seed):
         for name in metrics:
-            metric, note = _make(name, target_language)
-            _give_plain_floats(metric)
+            metric, note = make_metric(name, target_language)
             result = metric.corpus_score(hypotheses, [references], n_bootstrap=max(1, n_bootstrap))
             sampled = n_bootstrap > 1
             results[name] = {
@@ -67,7 +66,7 @@ def sentence_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> list[
     Raises BadInput for unequal counts.
     """
     _check_counts(hypotheses, references)
-    metric, _ = _make("chrf", None)
+    metric, _ = make_metric("chrf", None)
     return [
         float(metric.sentence_score(hypothesis, [reference]).score)
         for hypothesis, reference in zip(hypotheses, references, strict=True)
@@ -109,20 +108,28 @@ def _primary(language: str | None) -> str:
     return (language or "").replace("_", "-").split("-")[0].lower()
 
 
-def _make(name: str, target_language: str | None) -> tuple[Any, str | None]:
-    """A fresh sacreBLEU metric: instances remember the seed and the references of their last call."""
+def make_metric(name: str, target_language: str | None) -> tuple[Any, str | None]:
+    """A fresh sacreBLEU metric, and a note where its tokenizer is not the usual one.
+
+    Fresh, because instances remember the seed and the references of their last call.
+    """
     from sacrebleu.metrics import BLEU, CHRF, TER
 
+    note = None
+    metric: Any
     if name == "bleu":
         tokenizer, note = bleu_tokenizer(target_language)
         # force: sacreBLEU would warn of sentences that end in " ."; some corpora do.
-        return BLEU(tokenize=tokenizer, force=True), note
-    if name == "chrf":
-        return CHRF(word_order=2), None
-    if _primary(target_language) in _NO_SPACES:
+        metric = BLEU(tokenize=tokenizer, force=True)
+    elif name == "chrf":
+        metric = CHRF(word_order=2)
+    elif _primary(target_language) in _NO_SPACES:
         # Without this a sentence that has no spaces is one word, and TER counts wrong sentences.
-        return TER(normalized=True, asian_support=True), "TER is over characters for a script without spaces"
-    return TER(), None
+        metric, note = TER(normalized=True, asian_support=True), "TER is over characters for a script without spaces"
+    else:
+        metric = TER()
+    _give_plain_floats(metric)
+    return metric, note
 
 
 def _give_plain_floats(metric: Any) -> None:
@@ -142,8 +149,8 @@ def _give_plain_floats(metric: Any) -> None:
 
 
 @contextmanager
-def _bootstrap_seed(seed: int) -> Iterator[None]:
-    """sacreBLEU reads the seed of its bootstrap from the environment only."""
+def fixed_seed(seed: int) -> Iterator[None]:
+    """Have sacreBLEU take this seed, which it reads from the environment only."""
     before = os.environ.get("SACREBLEU_SEED")
     os.environ["SACREBLEU_SEED"] = str(seed)
     try:
@@ -165,9 +172,10 @@ def _check_counts(hypotheses: Sequence[str], references: Sequence[str]) -> None:
         )
 
 
-def _check(
+def check(
     hypotheses: Sequence[str], references: Sequence[str], metrics: Sequence[str], n_bootstrap: int, seed: int
 ) -> None:
+    """Raises BadInput for what cannot be scored; see `score`."""
     _check_counts(hypotheses, references)
     if not any(reference.strip() for reference in references):
         found = "no lines" if not references else f"{len(references)} lines, all empty"

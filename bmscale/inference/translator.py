@@ -4,6 +4,7 @@
 promise that what comes out for one input does not depend on what else is translated with it, but for float rounding.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from bmscale.data.clean import normalise
 from bmscale.data.tokenizer import BOS, EOS, PAD, Tokenizer
 from bmscale.errors import BadInput
+from bmscale.inference.likelihood import log_probabilities
+from bmscale.inference.prefix import ForcePrefixes, Prefix, Prefixes
 from bmscale.model.folder import ModelFolder, load_model, open_model_folder
 
 _LANGUAGES_WITHOUT_SPACES = {"zh", "ja", "th", "lo", "km", "my", "bo"}
@@ -92,8 +95,28 @@ def translate_ids(
 ) -> list[list[int]]:
     """Translate sources, each a list of ids that ends in </s>, into lists of ids without special tokens at the ends.
 
-    `model` is a transformers encoder-decoder, on any device; its training mode is restored. The order is kept. An
-    empty source, or one of </s> alone, gives an empty list. Raises BadInput for more beams than pieces.
+    The best of `n_best_ids` for each source, which has the rest of the contract.
+    """
+    return [found[0] for found in n_best_ids(model, sources, 1, options, synced=synced)]
+
+
+def n_best_ids(
+    model: Any,
+    sources: Sequence[Sequence[int]],
+    n: int,
+    options: SearchOptions | None = None,
+    *,
+    prefixes: Sequence[Prefix] | None = None,
+    continuing_V: torch.Tensor | None = None,
+    synced: bool = False,
+) -> list[list[list[int]]]:
+    """At most n different translations of each source, best first, and at least one.
+
+    `model` is a transformers encoder-decoder, on any device; its training mode is restored. A source is a list of ids
+    that ends in </s>, a translation one without special tokens at the ends. The order is kept. There are fewer than n
+    where the search found no more. An empty source, or one of </s> alone, has its prefix as its only translation, by
+    default an empty list. `prefixes`, one a source, come with `continuing_V` of `Prefixes`. Raises BadInput for more
+    beams than pieces, or an n that is larger than the beam.
 
     `synced=True` is for a model whose weights are partitioned over ranks (ZeRO-3), where each forward is a collective:
     all ranks call this together, with different sources, and make the same number of forwards; a rank with fewer
@@ -105,8 +128,10 @@ def translate_ids(
             f"beam_size: must be at most {model.config.vocab_size:,}, the pieces of the vocabulary; "
             f"got {options.beam_size:,}"
         )
+    _check_n(n, options)
     synced = synced and torch.distributed.is_available() and torch.distributed.is_initialized()
-    results: list[list[int]] = [[] for _ in sources]
+    begun = prefixes or [Prefix()] * len(sources)
+    results = [[list(prefix.ids)] for prefix in begun]
     wanted = [index for index, source in enumerate(sources) if any(token != EOS for token in source)]
     batches = _batches(wanted, sources, options)
     rounds = _most_of_all_ranks(len(batches), model.device) if synced else len(batches)
@@ -116,11 +141,25 @@ def translate_ids(
         for number in range(rounds):
             rows = batches[number] if number < len(batches) else []
             given = [sources[row] for row in rows] or [[EOS]]
-            for row, ids in zip(rows, _search(model, given, options, synced)[: len(rows)], strict=True):
-                results[row] = ids
+            heads = [begun[row] for row in rows] or [Prefix()]
+            forced = None
+            if continuing_V is not None and any(head.ids for head in heads):
+                beams = [head for head in heads for _ in range(options.beam_size)]
+                forced = ForcePrefixes(beams, continuing_V, model.device)
+            found = _search(model, given, [len(head.ids) for head in heads], options, n, forced, synced)
+            for row, hypotheses in zip(rows, found[: len(rows)], strict=True):
+                results[row] = hypotheses
     finally:
         model.train(training)
     return results
+
+
+def _check_n(n: int, options: SearchOptions) -> None:
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= options.beam_size:
+        raise BadInput(
+            f"n_best: must be a whole number from 1 to the beam size, {options.beam_size}; got {n!r}: a search keeps "
+            "no more hypotheses than it has beams; ask for fewer, or raise the beam size"
+        )
 
 
 def _batches(wanted: list[int], sources: Sequence[Sequence[int]], options: SearchOptions) -> list[list[int]]:
@@ -141,7 +180,15 @@ def _most_of_all_ranks(count: int, device: torch.device) -> int:
     return int(most)
 
 
-def _search(model: Any, sources: list[Sequence[int]], options: SearchOptions, synced: bool) -> list[list[int]]:
+def _search(
+    model: Any,
+    sources: list[Sequence[int]],
+    forced_lengths: list[int],
+    options: SearchOptions,
+    n: int,
+    forced: ForcePrefixes | None,
+    synced: bool,
+) -> list[list[list[int]]]:
     """One batch through `generate`, which ends for every row at its own limit."""
     width = max(map(len, sources))
     source_BS = torch.full((len(sources), width), PAD)
@@ -150,9 +197,15 @@ def _search(model: Any, sources: list[Sequence[int]], options: SearchOptions, sy
         source_BS[row, : len(source)] = torch.tensor(source)
         real_BS[row, : len(source)] = 1
     limits = [min(options.longest_target(len(s)), model.config.max_position_embeddings) for s in sources]
+    # A prefix is never cut, and the search has room behind it to come to an end.
+    limits = [
+        max(limit, length + options.max_length_extra) if length else limit
+        for limit, length in zip(limits, forced_lengths, strict=True)
+    ]
     limits_R = torch.tensor(limits, device=model.device).repeat_interleave(options.beam_size)
     config = GenerationConfig(
         num_beams=options.beam_size,
+        num_return_sequences=n,
         length_penalty=options.length_penalty if options.beam_size > 1 else None,
         do_sample=False,
         max_length=max(limits) + 1,  # the decoder start counts
@@ -167,16 +220,40 @@ def _search(model: Any, sources: list[Sequence[int]], options: SearchOptions, sy
             input_ids=source_BS.to(model.device),
             attention_mask=real_BS.to(model.device),
             generation_config=config,
-            logits_processor=LogitsProcessorList([_EndAtLimit(limits_R)]),
+            logits_processor=LogitsProcessorList([*([forced] if forced else []), _EndAtLimit(limits_R)]),
             synced_gpus=synced,
         )
-    return [_between_specials(row) for row in target_BT.tolist()]
+    rows = [row[1:] for row in target_BT.tolist()]
+    return [_hypotheses(rows[start : start + n]) for start in range(0, len(rows), n)]
 
 
-def _between_specials(row: list[int]) -> list[int]:
-    """The ids after the decoder start and before the first </s>."""
-    ids = row[1:]
-    return ids[: ids.index(EOS)] if EOS in ids else ids
+def _hypotheses(rows: list[list[int]]) -> list[list[int]]:
+    """The ids before the first </s> of each row, each once, in their order.
+
+    A search that had fewer ways than beams to go fills up with rows that never ended, or with copies.
+    """
+    ended = [tuple(row[: row.index(EOS)]) for row in rows if EOS in row]
+    return [list(ids) for ids in dict.fromkeys(ended)] or [rows[0]]
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One translation of a text, and how likely the search holds it to be."""
+
+    text: str
+    score: float
+    """Log-probability (nats) divided by length ** length_penalty, the length in tokens with </s>: what the search
+    ranks by. Of a text that was split, the sum over its parts; 0 for a text without content."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model says of a pair that is given."""
+
+    log_probability: float
+    """log P(target | source) in nats, summed over the tokens."""
+    tokens: int
+    """Tokens of the target, </s> counted."""
 
 
 class Translator:
@@ -196,6 +273,7 @@ class Translator:
         self.max_source_tokens = max_source_tokens
         language = re.split("[-_]", target_language or "")[0].lower()
         self._joint = "" if language in _LANGUAGES_WITHOUT_SPACES else " "
+        self._prefixes = Prefixes(tokenizer, spaces=bool(self._joint))
 
     @classmethod
     def from_pretrained(
@@ -233,47 +311,154 @@ class Translator:
         max_batch_tokens: int = 8192,
         max_length_ratio: float = 3.0,
         max_length_extra: int = 10,
+        *,
+        prefixes: Sequence[str] | None = None,
     ) -> list[str]:
         """Translate each text; one text out for each in, in the same order, without line breaks.
 
         An empty text, or one of white space and control characters, gives an empty text. The options are those of
-        `SearchOptions`. Raises BadInput for an option that cannot be used.
+        `SearchOptions`.
+
+        `prefixes` has one beginning for each text, which its translation then has to the letter (normalised as texts
+        are); an empty one leaves the search free. A prefix is of whole words: what follows its last letter does not
+        lengthen the word, except in a language without spaces. It may be longer than any limit. The prefix of a text
+        that is split is that of its first part, and that of an empty text all of its translation.
+
+        Raises BadInput for an option that cannot be used, or another number of prefixes than texts.
         """
-        if isinstance(texts, str):
-            raise BadInput("texts: must be a list of sentences; got one string: put it in a list")
         options = SearchOptions(beam_size, length_penalty, max_batch_tokens, max_length_ratio, max_length_extra)
+        begun = self._check_texts(texts, prefixes)
+        parts: list[list[str]] = [[] for _ in texts]
+        sources, owners, heads = self._parts(texts, begun)
+        found = n_best_ids(self.model, sources, 1, options, prefixes=heads, continuing_V=self._prefixes.continuing_V)
+        for owner, head, hypotheses in zip(owners, heads, found, strict=True):
+            parts[owner].append(self._text(hypotheses[0], head))
+        return [self._joint.join(filter(None, translated)) for translated in parts]
+
+    def translate_n_best(
+        self,
+        texts: Sequence[str],
+        n: int,
+        beam_size: int = 5,
+        length_penalty: float = 1.0,
+        max_batch_tokens: int = 8192,
+        max_length_ratio: float = 3.0,
+        max_length_extra: int = 10,
+        *,
+        prefixes: Sequence[str] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """The n best translations of each text, best first; the first is what `translate` gives.
+
+        There are fewer than n where the search found no more that differ in their tokens (two may still be spelt the
+        same), and one for a text without content. Of a text that is split, the k-th translation joins the k-th of each
+        part (the last of a part that has fewer), and the scores are summed. Raises BadInput as `translate` does, and
+        for an n above `beam_size`.
+        """
+        options = SearchOptions(beam_size, length_penalty, max_batch_tokens, max_length_ratio, max_length_extra)
+        begun = self._check_texts(texts, prefixes)
+        sources, owners, heads = self._parts(texts, begun)
+        found = n_best_ids(self.model, sources, n, options, prefixes=heads, continuing_V=self._prefixes.continuing_V)
+        parts: list[list[list[Hypothesis]]] = [[] for _ in texts]
+        for owner, head, ids, scores in zip(
+            owners, heads, found, self._search_scores(sources, found, options), strict=True
+        ):
+            texts_of_part = (self._text(hypothesis, head) for hypothesis in ids)
+            parts[owner].append([Hypothesis(*pair) for pair in zip(texts_of_part, scores, strict=True)])
+        return [self._join(of_text) for of_text in parts]
+
+    def score(self, sources: Sequence[str], targets: Sequence[str], max_batch_tokens: int = 8192) -> list[Score]:
+        """How likely each target is as a translation of its source, in order; either may be empty or of any length.
+
+        Nothing is split or cut: a pair is scored in whole. `max_batch_tokens` counts padded slots of both sides.
+        Raises BadInput for unequal counts.
+        """
+        if isinstance(sources, str) or isinstance(targets, str):
+            raise BadInput("sources and targets: must be lists of sentences; got one string: put it in a list")
+        if len(sources) != len(targets):
+            raise BadInput(f"every source needs one target: got {len(sources)} sources and {len(targets)} targets")
+        source_ids, target_ids = (
+            self.tokenizer.encode_batch([normalise(text) for text in side]) for side in (sources, targets)
+        )
+        found = log_probabilities(self.model, source_ids, target_ids, max_batch_tokens)
+        return [Score(value, len(ids)) for value, ids in zip(found, target_ids, strict=True)]
+
+    def _check_texts(self, texts: Sequence[str], prefixes: Sequence[str] | None) -> list[Prefix]:
+        """The prefix of each text. Raises BadInput for what is no list, or not of the same length."""
+        for name, given in (("texts", texts), ("prefixes", prefixes)):
+            if isinstance(given, str):
+                raise BadInput(f"{name}: must be a list of sentences; got one string: put it in a list")
+        if prefixes is not None and len(prefixes) != len(texts):
+            raise BadInput(
+                f"prefixes: must be as many as the texts, {len(texts)}; got {len(prefixes)}: give an empty one where "
+                "the search is to be free"
+            )
+        return [self._prefixes.make(prefix) for prefix in prefixes or [""] * len(texts)]
+
+    def _parts(self, texts: Sequence[str], begun: Sequence[Prefix]) -> tuple[list[list[int]], list[int], list[Prefix]]:
+        """What is searched: sources, for each the number of its text, and its prefix."""
         sources: list[list[int]] = []
         owners: list[int] = []
+        heads: list[Prefix] = []
         for owner, ids in enumerate(self.tokenizer.encode_batch([normalise(text) for text in texts])):
             pieces = [ids] if len(ids) <= self.max_source_tokens else self._split(normalise(texts[owner]))
             sources.extend(pieces)
             owners.extend([owner] * len(pieces))
-        parts: list[list[str]] = [[] for _ in texts]
-        for owner, target in zip(owners, translate_ids(self.model, sources, options), strict=True):
-            parts[owner].append(_LINE_BREAKS.sub(" ", self.tokenizer.decode(target)).strip())
-        return [self._joint.join(filter(None, translated)) for translated in parts]
+            heads.extend([begun[owner], *([Prefix()] * (len(pieces) - 1))])
+        return sources, owners, heads
+
+    def _text(self, ids: list[int], prefix: Prefix) -> str:
+        text = self._prefixes.text_of(ids, prefix) if prefix.ids else self.tokenizer.decode(ids)
+        return _LINE_BREAKS.sub(" ", text).strip()
+
+    def _search_scores(
+        self, sources: list[list[int]], found: list[list[list[int]]], options: SearchOptions
+    ) -> list[list[float]]:
+        """The score of each hypothesis, by the one way in which pairs are scored.
+
+        `generate` would give its own only with the distributions of every step kept: gigabytes for a full batch.
+        """
+        searched = [any(token != EOS for token in source) for source in sources]
+        pairs = [
+            (source, [*ids, EOS])
+            for source, hypotheses, real in zip(sources, found, searched, strict=True)
+            for ids in hypotheses
+            if real
+        ]
+        sides = [source for source, _ in pairs], [target for _, target in pairs]
+        values = iter(log_probabilities(self.model, *sides, max_batch_tokens=options.max_batch_tokens))
+        return [
+            [next(values) / (len(ids) + 1) ** options.length_penalty if real else 0.0 for ids in hypotheses]
+            for hypotheses, real in zip(found, searched, strict=True)
+        ]
+
+    def _join(self, parts: list[list[Hypothesis]]) -> list[Hypothesis]:
+        """The translations of a text from those of its parts: k-th with k-th."""
+        joined = []
+        for k in range(max(map(len, parts))):
+            chosen = [part[min(k, len(part) - 1)] for part in parts]
+            text = self._joint.join(filter(None, (hypothesis.text for hypothesis in chosen)))
+            joined.append(Hypothesis(text, sum(hypothesis.score for hypothesis in chosen)))
+        return joined
 
     def translate_stream(
-        self, lines: Iterable[str], *, chunk_lines: int = 512, chunk_characters: int = 1_000_000, **options: Any
+        self,
+        lines: Iterable[str],
+        *,
+        prefixes: Iterable[str] | None = None,
+        chunk_lines: int = 512,
+        chunk_characters: int = 1_000_000,
+        **options: Any,
     ) -> Iterator[str]:
         """Translate lines as they come, giving a translation for each in the same order, without a line end.
 
         Lines are taken in chunks of `chunk_lines`, or fewer once they have `chunk_characters`, and a chunk is given
         out before the next is read: memory is bounded however many lines come. `chunk_lines=1` answers each line at
-        once, for a person at a terminal. `options` are those of `translate`.
+        once, for a person at a terminal. `options` are those of `translate`. Raises BadInput as `translate` does; a
+        wrong number of `prefixes` is found only where the shorter of the two ends.
         """
-        if chunk_lines < 1 or chunk_characters < 1:
-            raise BadInput(f"chunk_lines, chunk_characters: must be at least 1; got {chunk_lines}, {chunk_characters}")
-        chunk: list[str] = []
-        held = 0
-        for line in lines:
-            chunk.append(line)
-            held += len(line)
-            if len(chunk) >= chunk_lines or held >= chunk_characters:
-                yield from self.translate(chunk, **options)
-                chunk, held = [], 0
-        if chunk:
-            yield from self.translate(chunk, **options)
+        for chunk in in_chunks(with_prefixes(lines, prefixes), chunk_lines, chunk_characters):
+            texts, begun = zip(*chunk, strict=True)
+            yield from self.translate(texts, prefixes=begun, **options)
 
     def _split(self, text: str) -> list[list[int]]:
         """A text that is too long as ids of its sentences, those that are too long again as runs of words."""
@@ -310,6 +495,39 @@ class Translator:
             return [[*ids[: self.max_source_tokens - 1], EOS]]
         middle = len(text) // 2
         return [*self._fit(text[:middle].strip()), *self._fit(text[middle:].strip())]
+
+
+def with_prefixes(lines: Iterable[str], prefixes: Iterable[str] | None) -> Iterator[tuple[str, str]]:
+    """Each line with its prefix, by default empty. Raises BadInput where one of the two ends before the other."""
+    if prefixes is None:
+        yield from ((line, "") for line in lines)
+        return
+    for number, (line, prefix) in enumerate(itertools.zip_longest(lines, prefixes)):
+        if line is None or prefix is None:
+            few, many = ("sentences", "prefixes") if line is None else ("prefixes", "sentences")
+            raise BadInput(
+                f"prefixes: must be as many lines as the sentences; the {few} end after line {number}, and there are "
+                f"more {many}: give an empty line where the search is to be free"
+            )
+        yield line, prefix
+
+
+def in_chunks(
+    rows: Iterable[tuple[str, str]], chunk_lines: int, chunk_characters: int
+) -> Iterator[list[tuple[str, str]]]:
+    """Rows in lists of `chunk_lines`, or fewer once they hold `chunk_characters`. Raises BadInput for less than 1."""
+    if chunk_lines < 1 or chunk_characters < 1:
+        raise BadInput(f"chunk_lines, chunk_characters: must be at least 1; got {chunk_lines}, {chunk_characters}")
+    chunk: list[tuple[str, str]] = []
+    held = 0
+    for row in rows:
+        chunk.append(row)
+        held += sum(map(len, row))
+        if len(chunk) >= chunk_lines or held >= chunk_characters:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
 
 
 def _device(device: str | torch.device | None) -> torch.device:

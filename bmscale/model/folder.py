@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ _SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "head_dim", "num_attention_heads", "num_key_value_heads",
     "d_model", "d_ff", "d_kv", "num_heads", "encoder_ffn_dim", "decoder_ffn_dim",
 )  # fmt: skip
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _LONGEST_HEADER = 100_000_000  # bytes; the bound of the safetensors format itself
 
 Shapes = dict[str, tuple[int, ...]]
@@ -232,6 +234,8 @@ def _card(name: str, record: Mapping[str, Any]) -> str:
     facts = [("languages", " → ".join(languages)), ("parameters", f"{record['parameters']:,} ({record['dtype']})")]
     if record.get("optimizer_step") is not None:
         facts.append(("optimizer steps", f"{record['optimizer_step']:,}"))
+    if record.get("averaged"):
+        facts.append(("average of", ", ".join(str(one["folder"]) for one in record["averaged"])))
     if record.get("target_tokens") is not None:
         facts.append(("target tokens seen", f"{record['target_tokens']:,}"))
     if record.get("data_hash"):
@@ -282,6 +286,20 @@ print(tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True))
 """
 
 # ---- opening
+
+
+def holds_only_a_model(path: Path) -> bool:
+    """Whether a folder has the files of a model and nothing else, so that removing it removes only a model."""
+    if not path.is_dir():
+        return False
+    names = {file.name for file in path.iterdir()}
+    rest = {CONFIG, GENERATION, TOKENIZER_CONFIG, TOKENIZER_FILE, PROVENANCE, CARD, WEIGHTS, INDEX}
+    return {CONFIG, PROVENANCE} <= names and all(name in rest or _SHARD.fullmatch(name) for name in names)
+
+
+def tensor_files(folder: ModelFolder) -> dict[str, Path]:
+    """The weight file of each tensor."""
+    return {name: file for file in folder.weights for name in _read_header(file)}
 
 
 def open_model_folder(path: str | Path) -> ModelFolder:

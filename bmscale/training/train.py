@@ -10,6 +10,7 @@
 import logging
 import math
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from bmscale.experiment import Experiment, RunFolder
 from bmscale.model import EncoderDecoderConfig, EncoderDecoderForConditionalGeneration
 from bmscale.model.folder import write_model_folder
 from bmscale.model.init import initial_value
-from bmscale.training import checkpoint, record
+from bmscale.training import checkpoint, kept_models, record
 from bmscale.training.checkpoint import Standing
 from bmscale.training.metrics import Metrics, Progress, model_flops_utilisation
 from bmscale.training.optimizer import make_optimizer
@@ -253,6 +254,7 @@ class _Loop:
         if state is None:
             self.metrics.resume(0)
             self.samples.resume(0)
+            self.forget_models(0)
             return
 
         def empty_step() -> None:
@@ -262,6 +264,7 @@ class _Loop:
         standing = checkpoint.load_state(state, self.engine, empty_step)
         self.metrics.resume(standing.data_step)
         self.samples.resume(standing.data_step)
+        self.forget_models(standing.data_step)
         if self.engine.is_main:
             log.info("resumed from %s: step %d of %d", state, standing.data_step, self.total_steps)
 
@@ -319,6 +322,7 @@ class _Loop:
             self.write_model(self.run.best, standing, result)
         else:
             standing = standing.with_(stale_validations=standing.stale_validations + 1)
+        self.keep_model(standing, result)
         self.last_validation = result
         return standing
 
@@ -327,8 +331,32 @@ class _Loop:
         if standing.optimizer_step:
             checkpoint.save_state(self.run.states, self.engine, standing, keep=self.experiment.training.keep_states)
 
-    def write_model(self, folder: Path, standing: Standing, result: Validation, kind: str = "master") -> None:
-        """Write a model folder. Collective: rank 0 writes while every rank gathers."""
+    def keep_model(self, standing: Standing, result: Validation) -> None:
+        """Keep the model of a validation under its step, with those that `evaluation.keep_models` asks for."""
+        config = self.experiment.evaluation
+        main = self.engine.is_main
+        step = standing.data_step
+        wanted = config.keep_models > 0 and main and kept_models.may_write(self.run, step)
+        if process_group.gather_objects(wanted)[0]:
+            mark = kept_models.mark(self.run) if main else {}
+            self.write_model(kept_models.folder_of(self.run, step), standing, result, mark)
+            if main:
+                kept_models.retain(self.run, config.keep_models, config.select)
+
+    def forget_models(self, step: int) -> None:
+        """Remove kept models of steps that are still to come."""
+        if self.engine.is_main:
+            kept_models.forget_after(self.run, step)
+
+    def write_model(
+        self,
+        folder: Path,
+        standing: Standing,
+        result: Validation,
+        mark: Mapping[str, Any] | None = None,
+        kind: str = "master",
+    ) -> None:
+        """Write a model folder, `mark` in its provenance. Collective: rank 0 writes while every rank gathers."""
         weights = self.engine.weights(kind)
         if self.engine.is_main:
             write_model_folder(
@@ -336,7 +364,7 @@ class _Loop:
                 self.config,
                 weights,
                 self.data.folder / "spiece.model",
-                self.provenance(standing, result),
+                {**self.provenance(standing, result), **(mark or {})},
                 beam_size=self.experiment.evaluation.beam_size,
                 length_penalty=self.experiment.evaluation.length_penalty,
             )
@@ -358,7 +386,7 @@ class _Loop:
             "max_source_tokens": data.max_source_tokens,
             "seed": self.experiment.training.seed,
             "data_hash": self.data.manifest["data_hash"],
-            "validation": {"loss": result.loss.nll, "pairs": len(self.data.valid)},
+            "validation": {"loss": result.loss.nll, **result.scores, "pairs": len(self.data.valid)},
             "scores": {f"validation {name} (greedy)": score for name, score in result.scores.items()},
             **record.versions(),
         }
@@ -368,7 +396,7 @@ class _Loop:
         result = self.last_validation or self.validator.run()
         self.write_model(self.run.last, standing, result)
         if self.experiment.training.ema_decay is not None and standing.optimizer_step:
-            self.write_model(self.run.average, standing, result, AVERAGE)
+            self.write_model(self.run.running_mean, standing, result, kind=AVERAGE)
         self.save(standing.with_(finished=True))
         self.trackers.finish()
         if self.engine.is_main:

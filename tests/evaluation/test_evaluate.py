@@ -59,3 +59,43 @@ def test_translate_keeps_lines(bmscale, trained):
     lines = result.stdout.split("\n")
     assert len(lines) == 6
     assert lines[1] == lines[2] == lines[5] == ""
+
+
+def test_a_reference_longer_than_every_limit_counts_in_whole(bmscale, trained):
+    """The loss of the test set is that of `translate --score`, for a reference of more tokens than positions too."""
+    long = "Der Hund schläft. " * 400
+    (trained / "long.tsv").write_text(f"The dog sleeps.\tDer Hund schläft.\nThe dog sleeps.\t{long}\nThe cat.\t\n")
+    results = json.loads(
+        bmscale("evaluate", "runs/tiny", "--test", "long.tsv", "--beam-size", "1", folder=trained).stdout
+    )
+    stdin = (trained / "long.tsv").read_text()
+    scored = bmscale("translate", "runs/tiny/model/best", "--score", folder=trained, stdin=stdin).stdout
+    rows = [line.split("\t") for line in scored.splitlines()]
+    tokens = [int(count) for _, count in rows]
+    assert tokens[1] > 1024  # the model's positions
+    assert tokens[2] == 1
+    loss = -sum(float(value) for value, _ in rows) / sum(tokens)
+    assert results["test"]["long"]["loss"] == pytest.approx(loss, abs=1e-5)
+    refused = bmscale(
+        "translate", "runs/tiny/model/best", "--score", folder=trained, stdin="a\tb\nno tab\n", check=False
+    )
+    assert refused.returncode == 2
+    assert "line 2: must be a source, one tab and its target; got 0 tabs: 'no tab'" in refused.stderr
+
+
+def test_n_best_lists_and_prefixes_from_the_command_line(bmscale, trained):
+    stdin = "The dog sleeps.\n\nThe cat runs.\n"
+    (trained / "prefixes.txt").write_text("Der Hund\n\nDie\n")
+    model = ["translate", "runs/tiny/model/best", "--beam-size", "3"]
+    plain = bmscale(*model, folder=trained, stdin=stdin).stdout.splitlines()
+    rows = [
+        line.split(" ||| ")
+        for line in bmscale(*model, "--n-best", "2", folder=trained, stdin=stdin).stdout.splitlines()
+    ]
+    assert [row[0] for row in rows] == ["0", "0", "1", "2", "2"]
+    assert [rows[0][1], rows[2][1], rows[3][1]] == plain
+    assert float(rows[0][2]) >= float(rows[1][2])
+    forced = bmscale(*model, "--prefixes", "prefixes.txt", folder=trained, stdin=stdin).stdout.splitlines()
+    assert forced[0].startswith("Der Hund")
+    assert forced[1] == ""
+    assert forced[2].startswith("Die")

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from bmscale.data.tokenizer import EOS, Tokenizer, TokenizerConfig, train_tokenizer
 from bmscale.errors import BadInput
-from bmscale.inference.translator import SearchOptions, Translator, translate_ids
+from bmscale.inference.translator import Hypothesis, SearchOptions, Translator, n_best_ids, translate_ids
 from bmscale.model.config import EncoderDecoderConfig
 from bmscale.model.folder import load_model, write_model_folder
 
@@ -268,11 +268,11 @@ def test_texts_are_normalised_as_in_training(translator):
 def spy_on_sources(translator, monkeypatch) -> list[list[int]]:
     seen: list[list[int]] = []
 
-    def search(model, sources, options):
+    def search(model, sources, n, options, **_):
         seen.extend(sources)
-        return sources  # the identity as a translation: what was split must come together again
+        return [[source] for source in sources]  # the identity: what was split must come together again
 
-    monkeypatch.setattr("bmscale.inference.translator.translate_ids", search)
+    monkeypatch.setattr("bmscale.inference.translator.n_best_ids", search)
     return seen
 
 
@@ -417,3 +417,92 @@ def test_other_mistakes_are_refused(translator, model, tokenizer):
         Translator.from_pretrained("x", device="gpu")
     with pytest.raises(BadInput, match="device: 'meta' cannot be used"):
         Translator.from_pretrained("x", device="meta")
+
+
+@pytest.fixture(scope="module")
+def plain(spiece, tokenizer) -> Translator:
+    """A model without a hook on its logits, so that what scores pairs sees what the search sees."""
+    config = EncoderDecoderConfig(
+        vocab_size=tokenizer.vocabulary_size,
+        hidden_size=32,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(2)
+    model = AutoModelForSeq2SeqLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+        model.lm_head.weight[EOS] *= 2
+    return Translator(model, tokenizer, max_source_tokens=64)
+
+
+@pytest.mark.parametrize(
+    ("beam_size", "n", "penalty"), [(1, 1, 1.0), (4, 1, 1.0), (4, 4, 1.0), (5, 3, 0.0), (4, 4, 2.0)]
+)
+def test_n_best_begins_with_the_translation_and_falls(plain, beam_size, n, penalty):
+    options = {"beam_size": beam_size, "length_penalty": penalty}
+    lists = plain.translate_n_best(ODD_LINES, n, **options)
+    assert [hypotheses[0].text for hypotheses in lists] == plain.translate(ODD_LINES, **options)
+    for line, hypotheses in zip(ODD_LINES, lists, strict=True):
+        scores = [hypothesis.score for hypothesis in hypotheses]
+        assert scores == pytest.approx(sorted(scores, reverse=True), abs=1e-4)
+        assert 1 <= len(hypotheses) <= n
+        alone = plain.translate_n_best([line], n, **options)[0]
+        assert [found.text for found in alone] == [found.text for found in hypotheses]
+    assert len(lists[0]) == n
+    assert lists[1] == [Hypothesis("", 0.0)]
+
+
+def test_the_score_of_a_hypothesis_is_its_log_probability_by_length(plain, sources):
+    for penalty in (0.0, 1.0, 0.6):
+        options = SearchOptions(beam_size=4, length_penalty=penalty)
+        found = n_best_ids(plain.model, sources[:6], 4, options)
+        scores = plain._search_scores(sources[:6], found, options)
+        for source, hypotheses, values in zip(sources, found, scores, strict=False):
+            for ids, value in zip(hypotheses, values, strict=True):
+                expected = log_probability(plain.model, source, ids) / (len(ids) + 1) ** penalty
+                assert value == pytest.approx(expected, rel=1e-4)
+
+
+def test_n_best_lists_hold_each_translation_once_and_no_more_than_there_are(plain, sources):
+    """With one piece behind a prefix of the whole translation, a search runs out of ways."""
+    prefix = "the old goat"
+    options = {"beam_size": 5, "max_length_ratio": 0.0, "max_length_extra": 1}
+    (found,) = plain.translate_n_best(["the goat"], 5, prefixes=[prefix], **options)
+    assert [hypothesis.text for hypothesis in found] == [prefix]
+    for hypotheses in n_best_ids(plain.model, sources, 5, SearchOptions()):
+        assert len({tuple(ids) for ids in hypotheses}) == len(hypotheses)
+
+
+def test_n_best_of_a_split_line_joins_kth_with_kth(plain):
+    line = " ".join(SENTENCES[:4])
+    parts, _, _ = plain._parts([line], plain._check_texts([line], None))
+    assert len(parts) > 1
+    lists = plain.translate_n_best([plain.tokenizer.decode(part) for part in parts], 3, beam_size=3)
+    (joined,) = plain.translate_n_best([line], 3, beam_size=3)
+    for k, hypothesis in enumerate(joined):
+        assert hypothesis.score == pytest.approx(sum(found[k].score for found in lists), rel=1e-4)
+        assert hypothesis.text == " ".join(found[k].text for found in lists if found[k].text)
+
+
+@pytest.mark.parametrize("n", [0, 4, True, 1.5])
+def test_more_hypotheses_than_beams_are_refused(plain, n):
+    with pytest.raises(BadInput, match="n_best: must be a whole number from 1 to the beam size, 3; got"):
+        plain.translate_n_best(["cat"], n, beam_size=3)
+
+
+def test_pairs_are_scored_in_order_with_empty_sides(plain):
+    sources, targets = ["the dog", "", "a cat", ""], ["der Hund ist sehr alt", "", "", "über"]
+    scores = plain.score(sources, targets)
+    assert [score.tokens for score in scores] == [len(plain.tokenizer.encode(target)) for target in targets]
+    for source, target, score in zip(sources, targets, scores, strict=True):
+        ids = plain.tokenizer.encode(source), plain.tokenizer.encode(target)[:-1]
+        assert score.log_probability == pytest.approx(log_probability(plain.model, *ids), rel=1e-4)
+    assert plain.score([], []) == []
+    with pytest.raises(BadInput, match="got 1 sources and 2 targets"):
+        plain.score(["a"], ["b", "c"])
+    with pytest.raises(BadInput, match="got one string"):
+        plain.score("a", "b")
