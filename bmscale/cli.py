@@ -331,6 +331,7 @@ def _average(options: argparse.Namespace) -> None:
 def _add_translate(commands: Commands) -> None:
     parser = _add(commands, "translate", "translate standard input to standard output, one sentence a line", _translate)
     parser.add_argument("model", metavar="MODEL", help="a model folder, such as runs/toy/model/best")
+    parser.add_argument("--to", metavar="CODE", help="language to translate into, for a model of several")
     parser.add_argument(
         "--n-best", type=int, metavar="N", help="N translations a line as `index ||| translation ||| score`, best first"
     )
@@ -355,7 +356,7 @@ def _translate(options: argparse.Namespace) -> None:
     if options.score and given:
         raise BadInput(f"--score: scores the targets that it is given and searches for none; leave {given[0]} out")
     search = vars(_with_given(SearchOptions(), options))
-    translator = Translator.from_pretrained(options.model, device=options.device)
+    translator = Translator.from_pretrained(options.model, device=options.device).into(options.to)
     # Bytes that are not UTF-8 must not end a pipe of millions of lines: they become U+FFFD.
     lines = (line.decode("utf-8", errors="replace").rstrip("\r\n") for line in sys.stdin.buffer)
     chunk = 1 if sys.stdin.isatty() else 512

@@ -250,6 +250,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "average without a name": (nothing, f"average {BEST} {LAST}", r"--to: must name the folder to write"),
     "average of two shapes": (pieces_of_two_sizes, f"average {BEST} wide --to out", r"wide: must have the architecture and shape of"),
     "average over other files": (nothing, f"average {BEST} {LAST} --to prepared", r"prepared: exists and is no model folder"),
+    "language of another model": (nothing, f"translate {BEST} --to fr", r"target language: the model translates into de alone; got fr"),
     "no beams": (nothing, f"translate {BEST} --beam-size 0", r"beam_size: must be a whole number of at least 1; got 0"),
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from bmscale.data.corpus import CorpusConfig, describe, read_lines, read_pairs
 from bmscale.errors import BadInput
-from bmscale.evaluation.evaluate import model_of, name_of
+from bmscale.evaluation.evaluate import model_of
 from bmscale.evaluation.scores import DEFAULT_SEED, check, fixed_seed, make_metric
 from bmscale.experiment import Experiment, RunFolder
 from bmscale.inference.translator import SearchOptions, Translator
@@ -38,11 +38,14 @@ class System:
     languages: tuple[str | None, str | None] = (None, None)
     """Source and target, where the model says."""
 
-    def translations(self, sources: Sequence[str], device: str | None) -> list[str]:
+    def translations(self, sources: Sequence[str], target_language: str | None, device: str | None) -> list[str]:
         """One for each source: of the model, or the lines of the file. Raises BadInput for a file of other length."""
         if self.model is not None:
             log.info("translating with %s: %d sentences, beam %d", self.name, len(sources), self.search.beam_size)
-            return Translator.from_pretrained(self.model, device=device).translate(sources, **vars(self.search))
+            translator = Translator.from_pretrained(self.model, device=device)
+            if translator.tagged_languages:
+                translator = translator.into(target_language)
+            return translator.translate(sources, **vars(self.search))
         lines = list(read_lines(Path(self.name)))
         if len(lines) != len(sources):
             raise BadInput(
@@ -117,14 +120,14 @@ def compare(
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
     # Files first: one of the wrong length is found before anything is translated.
     order = sorted(systems, key=lambda system: system.model is not None)
-    translated = {system.name: system.translations(sources, device) for system in order}
+    translated = {system.name: system.translations(sources, target_language, device) for system in order}
     found = paired_tests(
         [(name, translated[name]) for name in names], references, metrics=metrics, target_language=target_language
     )
     for line in format_comparison(found).splitlines():
         log.info("%s", line)
     return {
-        "test": name_of(test),
+        "test": test.short_name,
         "path": describe(test),
         "sha256": hashlib.sha256("".join(f"{s}\t{t}\n" for s, t in pairs).encode("utf-8", "replace")).hexdigest(),
         "segments": len(pairs),

@@ -16,7 +16,7 @@ from bmscale.evaluation.loss import validation_loss
 from bmscale.evaluation.scores import format_scores, score, sentence_chrf
 from bmscale.experiment import Experiment, RunFolder
 from bmscale.inference.translator import SearchOptions, Translator
-from bmscale.model.folder import CONFIG, open_model_folder
+from bmscale.model.folder import open_model_folder
 
 log = logging.getLogger("bmscale")
 
@@ -37,32 +37,22 @@ def evaluate(
     run, config = experiment.run_folder, experiment.evaluation
     data = experiment.data
     options = options or SearchOptions(config.beam_size, config.length_penalty, config.max_batch_tokens)
-    _check_names([name_of(test) for test in tests])
-    sets = [(name_of(test), list(read_pairs(test, data.source_language, data.target_language))) for test in tests]
+    _check_names([test.short_name for test in tests])
+    sets = [(test.short_name, list(read_pairs(test, data.source_language, data.target_language))) for test in tests]
     folder = open_model_folder(model_of(run, which))
     translator = Translator.from_pretrained(folder, device=device)
 
     results: dict[str, Any] = _read_results(run)
     model = {"model": str(folder.path.relative_to(run.path)), "step": folder.provenance.get("step")}
     results["validation"] = {**model, **(_validation(experiment, translator, folder.provenance) or {})}
-    for name, pairs in sets:
+    for (name, pairs), test in zip(sets, tests, strict=True):
         log.info("translating %s: %d sentences, beam %d", name, len(pairs), options.beam_size)
-        scored = _score_set(run, name, pairs, translator, options, data.target_language)
+        scored = _score_set(run, name, pairs, translator.into(data.languages(test)[1]), options)
         results["test"] = {**results.get("test", {}), name: {**model, **scored}}
     temporary = run.results.with_suffix(".tmp")
     temporary.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(run.results)
     return results
-
-
-def name_of(test: CorpusConfig) -> str:
-    """A short name for a test set: its file without directories and the endings that say its format."""
-    if test.toy:
-        return f"toy-{test.toy}"
-    name = Path(test.path or test.source_path or "test").name
-    for ending in (".gz", ".xz", ".zst", ".tsv", ".jsonl", ".parquet"):
-        name = name.removesuffix(ending)
-    return name or "test"
 
 
 def model_of(run: RunFolder, which: str) -> Path:
@@ -112,7 +102,6 @@ def _score_set(
     pairs: list[tuple[str, str]],
     translator: Translator,
     options: SearchOptions,
-    target_language: str,
 ) -> dict[str, Any]:
     """Translate and score one test set; the translations are kept, as text and as rows with source and reference."""
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
@@ -120,7 +109,7 @@ def _score_set(
     run.translations.mkdir(exist_ok=True)
     (run.translations / f"{name}.txt").write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
     _write_rows(run.translations / f"{name}.jsonl", pairs, hypotheses)
-    scores = score(hypotheses, references, target_language=target_language)
+    scores = score(hypotheses, references, target_language=translator.target_language)
     likelihood = translator.score(sources, references, options.max_batch_tokens)
     tokens = sum(pair.tokens for pair in likelihood)
     for line in format_scores(scores).splitlines():

@@ -16,7 +16,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from bmscale.data.clean import normalise
-from bmscale.data.tokenizer import BOS, EOS, PAD, Tokenizer
+from bmscale.data.tokenizer import BOS, EOS, PAD, Tokenizer, language_tag
 from bmscale.errors import BadInput
 from bmscale.inference.likelihood import log_probabilities
 from bmscale.inference.prefix import ForcePrefixes, Prefix, Prefixes
@@ -263,14 +263,34 @@ class Translator:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Tokenizer, *, max_source_tokens: int = 256, target_language: str | None = None
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        *,
+        max_source_tokens: int = 256,
+        target_language: str | None = None,
+        tagged_languages: Sequence[str] = (),
     ) -> None:
-        """`max_source_tokens`: a longer line is split, at ends of sentences first (tokens, </s> counted)."""
+        """`max_source_tokens`: a longer line is split, at ends of sentences first (tokens, </s> counted).
+
+        `tagged_languages` are those that a model of many can translate into (data.language_tags); the sources then
+        begin with the tag of `target_language`. Raises BadInput for another language than a model's.
+        """
         if max_source_tokens < 2:
             raise BadInput(f"max_source_tokens: must be at least 2 (a token and </s>); got {max_source_tokens}")
         self.model = model
         self.tokenizer = tokenizer
+        self.target_language, self.tagged_languages = target_language, tuple(tagged_languages)
+        self._tag: list[int] = []
+        if self.tagged_languages:
+            if target_language not in self.tagged_languages:
+                raise BadInput(
+                    f"target language: must be one of {', '.join(self.tagged_languages)}, which the model was trained "
+                    f"to translate into; got {target_language}"
+                )
+            self._tag = tokenizer.encode(language_tag(str(target_language)))[:-1]
         self.max_source_tokens = max_source_tokens
+        self._longest = max(2, max_source_tokens - len(self._tag))
         language = re.split("[-_]", target_language or "")[0].lower()
         self._joint = "" if language in _LANGUAGES_WITHOUT_SPACES else " "
         self._prefixes = Prefixes(tokenizer, spaces=bool(self._joint))
@@ -301,6 +321,27 @@ class Translator:
             tokenizer,
             max_source_tokens=min(longest, folder.config.max_position_embeddings),
             target_language=folder.provenance.get("target_language"),
+            tagged_languages=folder.provenance.get("language_tags") or (),
+        )
+
+    def into(self, language: str | None) -> "Translator":
+        """The same model, translating into `language`; the Translator itself where that is None or no change.
+
+        Raises BadInput for a language that the model was not trained to translate into.
+        """
+        if language in (None, self.target_language):
+            return self
+        if not self.tagged_languages:
+            raise BadInput(
+                f"target language: the model translates into {self.target_language or 'one language'} alone; got "
+                f"{language}. Models of several are trained with data.language_tags"
+            )
+        return Translator(
+            self.model,
+            self.tokenizer,
+            max_source_tokens=self.max_source_tokens,
+            target_language=language,
+            tagged_languages=self.tagged_languages,
         )
 
     def translate(
@@ -379,6 +420,7 @@ class Translator:
         source_ids, target_ids = (
             self.tokenizer.encode_batch([normalise(text) for text in side]) for side in (sources, targets)
         )
+        source_ids = [[*self._tag, *ids] for ids in source_ids]
         found = log_probabilities(self.model, source_ids, target_ids, max_batch_tokens)
         return [Score(value, len(ids)) for value, ids in zip(found, target_ids, strict=True)]
 
@@ -400,8 +442,9 @@ class Translator:
         owners: list[int] = []
         heads: list[Prefix] = []
         for owner, ids in enumerate(self.tokenizer.encode_batch([normalise(text) for text in texts])):
-            pieces = [ids] if len(ids) <= self.max_source_tokens else self._split(normalise(texts[owner]))
-            sources.extend(pieces)
+            pieces = [ids] if len(ids) <= self._longest else self._split(normalise(texts[owner]))
+            # A text without content stays one: a tag alone would be translated.
+            sources.extend([*self._tag, *piece] if len(piece) > 1 else piece for piece in pieces)
             owners.extend([owner] * len(pieces))
             heads.extend([begun[owner], *([Prefix()] * (len(pieces) - 1))])
         return sources, owners, heads
@@ -465,7 +508,7 @@ class Translator:
         pieces: list[list[int]] = []
         for sentence in filter(None, map(str.strip, _SENTENCE_END.split(text))):
             ids = self.tokenizer.encode(sentence)
-            if len(ids) <= self.max_source_tokens:
+            if len(ids) <= self._longest:
                 pieces.append(ids)
             else:
                 pieces.extend(self._pack(sentence.split(" ")))
@@ -474,7 +517,7 @@ class Translator:
     def _pack(self, words: list[str]) -> list[list[int]]:
         """As few runs of words as fit, of about the same length: a last run of one word would have no context."""
         lengths = [len(ids) - 1 for ids in self.tokenizer.encode_batch(words)]
-        room = self.max_source_tokens - 1
+        room = self._longest - 1
         room = math.ceil(sum(lengths) / math.ceil(sum(lengths) / room))
         runs: list[list[str]] = [[]]
         held = 0
@@ -489,10 +532,10 @@ class Translator:
     def _fit(self, text: str) -> list[list[int]]:
         """Ids of a text, halved for as long as it is too long: a word of thousands of characters ends here."""
         ids = self.tokenizer.encode(text)
-        if len(ids) <= self.max_source_tokens:
+        if len(ids) <= self._longest:
             return [ids]
         if len(text) < 2:  # one character, spelt in more bytes than the model takes
-            return [[*ids[: self.max_source_tokens - 1], EOS]]
+            return [[*ids[: self._longest - 1], EOS]]
         middle = len(text) // 2
         return [*self._fit(text[:middle].strip()), *self._fit(text[middle:].strip())]
 

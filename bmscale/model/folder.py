@@ -415,6 +415,9 @@ def _check_provenance(path: Path, provenance: dict[str, Any]) -> None:
     for key in ("source_language", "target_language", "data_hash", "tokenizer_sha256"):
         if not isinstance(provenance.get(key), str | None):
             raise BadInput(f"{path}: {key} must be a string; got {provenance[key]!r:.40}")
+    tags = provenance.get("language_tags")
+    if tags is not None and not (isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):
+        raise BadInput(f"{path}: language_tags must be a list of languages; got {tags!r:.40}")
     for key, least in (("max_source_tokens", 2), ("step", 0), ("optimizer_step", 0)):
         value = provenance.get(key)
         if value is not None and (type(value) is not int or value < least):

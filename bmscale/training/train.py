@@ -380,6 +380,7 @@ class _Loop:
             "task": self.experiment.task,
             "source_language": data.source_language,
             "target_language": data.target_language,
+            "language_tags": data.targets(data.train) if data.language_tags else None,
             "step": standing.data_step,
             "optimizer_step": standing.optimizer_step,
             "target_tokens": standing.target_tokens,

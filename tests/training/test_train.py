@@ -233,3 +233,12 @@ def test_two_languages_sampled_subwords_and_a_running_mean_on_two_ranks(bmscale,
         if tensor.ndim > 1:
             assert not torch.equal(tensor, weights(one)[name]), name
     assert list(one.glob("mixed/events*"))  # TensorBoard's
+    sentence = "Der alte Mann sieht das Haus.\n"
+    into = {
+        language: bmscale("translate", "runs/one/model/best", "--to", language, folder=tmp_path, stdin=sentence).stdout
+        for language in ("en", "de")
+    }
+    assert all(text.strip() for text in into.values())
+    refused = bmscale("translate", "runs/one/model/best", "--to", "fr", folder=tmp_path, stdin="x", check=False)
+    assert refused.returncode == 2
+    assert "target language: must be one of de, en" in refused.stderr
