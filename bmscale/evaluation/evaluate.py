@@ -16,7 +16,7 @@ from bmscale.evaluation.loss import validation_loss
 from bmscale.evaluation.scores import format_scores, score, sentence_chrf
 from bmscale.experiment import Experiment, RunFolder
 from bmscale.inference.translator import SearchOptions, Translator
-from bmscale.model.folder import open_model_folder
+from bmscale.model.folder import CONFIG, open_model_folder
 
 log = logging.getLogger("bmscale")
 
