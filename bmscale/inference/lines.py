@@ -23,6 +23,7 @@ def n_best_lines(
     The index counts lines from 0; the score is that of `Hypothesis`. Lines come and go in chunks and `options` are
     those of `Translator.translate_n_best`, which also says what is raised.
     """
+    translator.translate_n_best([], n, **options)  # a mistake in them shows before the first line comes
     index = 0
     for chunk in in_chunks(with_prefixes(lines, prefixes), chunk_lines, _CHUNK_CHARACTERS):
         texts, begun = zip(*chunk, strict=True)
