@@ -188,7 +188,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "truncated archive": (write("cut.tsv.xz", lzma.compress(corpus(500).encode())[:-40]), f"prepare x.yaml data.train=cut.tsv.xz {FRESH}", r"cut\.tsv\.xz: "),
     "vocabulary too large": (nothing, f"prepare x.yaml data.tokenizer.vocabulary_size=5000 {FRESH}", r"data\.tokenizer\.vocabulary_size: .*at most \d+ pieces, got 5,000"),
     "other data in the folder": (nothing, "prepare x.yaml data.tokenizer.vocabulary_size=45", r"prepared.*vocabulary_size"),
-    "two target languages without tags": (change("x.yaml", "train: train.tsv", "train: [train.tsv, {path: valid.tsv, target_language: fr}]"), f"prepare x.yaml {FRESH}", r"x\.yaml:3: data: .*several target languages \(de, fr\).*set language_tags: true"),
+    "two target languages without tags": (change("x.yaml", "train: train.tsv", "train: [train.tsv, {path: valid.tsv, target_language: fr}]"), f"prepare x.yaml {FRESH}", r"x\.yaml:2: data: .*several target languages \(de, fr\).*set language_tags: true"),
     "validation of a language never trained": (change("x.yaml", "valid: valid.tsv", "valid: {path: valid.tsv, target_language: fr}"), f"prepare x.yaml {FRESH}", r"valid translates into fr, which no training corpus does"),
     "malformed language code": (nothing, f"prepare x.yaml data.target_language=german {FRESH}", r"data\.target_language: .*got 'german'"),
     "two origins of a corpus": (change("x.yaml", "train: train.tsv", "train: {path: train.tsv, toy: train}"), f"prepare x.yaml {FRESH}", r"exactly one of path, .*dataset, toy; got path and toy"),

@@ -51,8 +51,9 @@ def test_scores_intervals_and_p_values_are_those_of_sacrebleu(monkeypatch):
 
 
 def test_a_real_difference_is_told_from_none():
-    one_word = [*GOOD[:-1], GOOD[-1].replace("trees", "tree")]
-    found = paired_tests([("a", GOOD), ("b", BAD), ("same", GOOD), ("c", one_word)], REFERENCES)
+    # One sentence worse, one better: two of the four ways to swap them differ more, whatever the rounding of a score.
+    two_words = [GOOD[0].replace("old trees", "tree"), REFERENCES[1], *GOOD[2:]]
+    found = paired_tests([("a", GOOD), ("b", BAD), ("same", GOOD), ("c", two_words)], REFERENCES)
     assert "the same" in format_comparison(found)
     for result in found.values():
         _, bad, same, near = (row["p_values"] for row in result["systems"])
