@@ -83,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_prepare(commands)
     _add_train(commands)
+    _add_checkpoint(commands)
     _add_evaluate(commands)
     _add_report(commands)
     _add_compare(commands)
@@ -144,7 +145,7 @@ def _add_train(commands: Commands) -> None:
     )
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> int:
     from bmscale.experiment import read_experiment
 
     experiment = read_experiment(options.config, options.overrides)
@@ -155,7 +156,7 @@ def _train(options: argparse.Namespace) -> None:
 
     run = experiment.run_folder
     try:
-        train(experiment, new_schedule=options.new_schedule)
+        ending = train(experiment, new_schedule=options.new_schedule)
     except BadInput:
         raise  # nothing was started, so nothing is recorded
     except BaseException as error:
@@ -166,11 +167,56 @@ def _train(options: argparse.Namespace) -> None:
         traceback.print_exc()
         raise BmscaleError(f"{type(error).__name__}: {error}", code) from None
     process_group.stop()
+    code = record.exit_code(ending.kind)
     if os.environ.get("RANK", "0") == "0":
-        record.write_exit(run, 0, "trained")
+        record.write_exit(run, code, ending.message, ending.kind)
         write_report_or_warn(run)
-        print(f"evaluate:  bmscale evaluate {run.path} --test FILE", file=sys.stderr)
-        print(f"translate: echo 'A sentence.' | bmscale translate {run.best}", file=sys.stderr)
+        if ending.kind == "done":
+            print(f"evaluate:  bmscale evaluate {run.path} --test FILE", file=sys.stderr)
+            print(f"translate: echo 'A sentence.' | bmscale translate {run.best}", file=sys.stderr)
+    return code
+
+
+def _add_checkpoint(commands: Commands) -> None:
+    parser = _add(commands, "checkpoint", "look at the training states of a run, or make a model of one", _checkpoint)
+    parser.add_argument(
+        "action",
+        choices=("list", "verify", "export", "prune"),
+        help="list them; compute every hash; write a model folder of one; remove all but the newest whole ones",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder, such as runs/toy")
+    parser.add_argument("--step", type=int, metavar="N", help="export: the state of this step (default: the newest)")
+    parser.add_argument("--to", metavar="OUT", help="export: the folder to write (default: RUN/model/state-NNNNNNNN)")
+    parser.add_argument("--ema", action="store_true", help="export: the running mean of the weights")
+    parser.add_argument("--keep", type=int, metavar="N", help="prune: how many stay (default: training.keep_states)")
+
+
+def _checkpoint(options: argparse.Namespace) -> int:
+    from bmscale.engine.engine import AVERAGE, STATE_KINDS
+    from bmscale.experiment import RunFolder
+    from bmscale.training import checkpoint, record
+    from bmscale.training.models import export_state
+
+    run = RunFolder(Path(options.run))
+    experiment = record.read_experiment(run)
+    states, damaged = checkpoint.list_states(run.states), False
+    if options.action == "list":
+        found: list[object] = [checkpoint.summary(state) for state in states]
+    elif options.action == "verify":
+        problems = {state.name: checkpoint.verify(state) for state in states}
+        damaged = any(problems.values())
+        found = [{"state": name, "whole": not wrong, "problems": wrong} for name, wrong in problems.items()]
+    elif options.action == "prune":
+        keep = experiment.training.keep_states if options.keep is None else options.keep
+        found = [path.name for path in checkpoint.prune(run.states, keep)]
+    else:
+        state = checkpoint.choose(run.states, options.step)
+        out = Path(options.to) if options.to else run.models / state.name.replace("step", "state")
+        export_state(run, state, out, AVERAGE if options.ema else STATE_KINDS[0])
+        found = [str(out)]
+    for row in found:
+        print(row if isinstance(row, str) else json.dumps(row, ensure_ascii=False))
+    return int(damaged)
 
 
 def _exit_code(error: BaseException) -> int:

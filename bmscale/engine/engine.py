@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +33,24 @@ AVERAGE = "ema"
 """The running mean of a parameter (training.ema_decay). It lies among the optimizer's own states, under whatever piece
 of the parameters this rank steps, so that all that finds a moment by name finds it as well."""
 
+ReadPiece = Callable[[str, str, int, int], torch.Tensor]
+"""(parameter name, kind, first element, number of elements) -> these elements of the flat tensor, fp32 on CPU."""
 
 LossFunction = Callable[[nn.Module, Any], LossSums]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of elements of one parameter's master weight or moment, whatever the ZeRO stage."""
+
+    name: str
+    """The parameter."""
+    kind: str
+    """One of `Engine.state_kinds`."""
+    start: int
+    """The first element, counted in the flat full parameter."""
+    values: torch.Tensor
+    """1-D, fp32, on CPU, this piece's own memory."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +81,7 @@ class Engine:
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
         self._names: dict[str, nn.Parameter] = {}
+        self._keepers: dict[str, int] = {}
         # Without DeepSpeed the module itself, else DeepSpeed's engine around it, which has no types.
         self.wrapped: Any = None
 
@@ -84,6 +101,11 @@ class Engine:
     def partitioned(self) -> bool:
         """Whether a rank holds only a piece of each weight, so that even a forward pass is collective (ZeRO-3)."""
         return self.stage == 3
+
+    @property
+    def device_name(self) -> str:
+        """The accelerator's model, or `cpu`."""
+        return torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type
 
     def describe(self) -> str:
         """`ZeRO-2 (zero2.json), 2 ranks on cpu, bf16`."""
@@ -118,6 +140,7 @@ class Engine:
         self.wrapped, self.optimizer = model, optimizer
         self.module: nn.Module = model.module if self.file else model
         self._names = dict(self.module.named_parameters())
+        self._keepers = _even_shares(self.shapes(), self.world_size)
         self._base_rates = [group["lr"] for group in self._param_groups]
         if self.file:
             self._check_deepspeed()
@@ -272,12 +295,52 @@ class Engine:
         """What a training state of this run holds for each parameter."""
         return STATE_KINDS if self.training.ema_decay is None else (*STATE_KINDS, AVERAGE)
 
-    def state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
-        """(name, kind, full fp32 tensor on CPU) for each of `state_kinds`. Collective, as `weights`."""
+    def shapes(self) -> dict[str, torch.Size]:
+        """The full shape of each parameter."""
+        return {name: self._full_shape(parameter) for name, parameter in self._names.items()}
+
+    def pieces(self) -> Iterator[Piece]:
+        """What this rank keeps of the state: over all ranks every element of every kind exactly once.
+
+        ZeRO's own partition from stage 1 on; whole parameters in turn below it, where every rank has them all. Not
+        collective, and no rank sees more than its own share.
+        """
         self._link_moments()
         for name, parameter in self._names.items():
-            for kind in self.state_kinds:
-                yield name, kind, self._read(parameter, kind)
+            start, count = self._share(name, parameter)
+            for kind in self.state_kinds if count else ():
+                # A copy: DeepSpeed gives views of buffers that it uses again.
+                values = self._local(parameter, kind)[:count].detach().to("cpu", torch.float32, copy=True)
+                yield Piece(name, kind, start, values)
+
+    def _share(self, name: str, parameter: nn.Parameter) -> tuple[int, int]:
+        """(first element, number of elements) of the flat parameter that this rank keeps."""
+        whole = self._full_shape(parameter).numel()
+        if self.partitioned:  # equal parts, the last ones padded
+            part = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
+            start = part * self.rank
+            return start, max(0, min(part, whole - start))
+        if self.stage > 0:
+            mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+            address = None if mapping is None else mapping.lp_fragment_address
+            return (0, 0) if address is None else (address.start, address.numel)
+        return 0, whole if self._keepers[name] == self.rank else 0
+
+    def _local(self, parameter: nn.Parameter, kind: str) -> torch.Tensor:
+        """This rank's flat part of a parameter, as the optimizer has it (padding of ZeRO-3 included)."""
+        if self.partitioned:
+            from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+            local: torch.Tensor = (
+                safe_get_local_fp32_param(parameter)
+                if kind == "master"
+                else safe_get_local_optimizer_state(parameter, kind)
+            )
+            return local
+        if self.stage > 0:
+            mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+            return mapping.get_hp_fragment(None if kind == "master" else kind).view(-1)
+        return (parameter if kind == "master" else self._plain_state(parameter)[kind]).view(-1)
 
     def _link_moments(self) -> None:
         """Have ZeRO-1 and 2 find the moments of every parameter group.
@@ -315,36 +378,50 @@ class Engine:
         state: dict[str, Any] = optimizer.state[parameter]
         return state
 
-    def load_state(
-        self, read: Callable[[str, str], torch.Tensor], optimizer_step: int, empty_step: Callable[[], None]
-    ) -> None:
+    def load_state(self, read: ReadPiece, optimizer_step: int, empty_step: Callable[[], None]) -> None:
         """Set masters, moments, model weights and the optimizer's own step count. Collective.
 
-        `read(name, kind)` gives full fp32 tensors. `empty_step` takes one step at rate 0 on nothing, which makes Adam
-        create its moments in whatever shape this ZeRO stage keeps them.
+        `read` gives any range of a flat parameter, and each rank asks for no more than it holds. `empty_step` takes one
+        step at rate 0 on nothing, which makes Adam create its moments in whatever shape this ZeRO stage keeps them.
         """
         empty_step()
         self._link_moments()
         for name, parameter in self._names.items():
+            start, count = self._share(name, parameter)
+            if self.stage == 0:
+                start, count = 0, parameter.numel()  # every rank has them all
             for kind in self.state_kinds:
-                self._write(parameter, kind, read(name, kind))
+                if count:
+                    self._set_local(parameter, kind, read(name, kind, start, count))
+        self._masters_to_weights()
         self._set_step_count(optimizer_step)
 
-    def _write(self, parameter: nn.Parameter, kind: str, value: torch.Tensor) -> None:
-        value = value.to(self.device)
-        if self.stage > 0:
-            from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+    @torch.no_grad()
+    def _set_local(self, parameter: nn.Parameter, kind: str, values: torch.Tensor) -> None:
+        if not self.partitioned:
+            self._local(parameter, kind).copy_(values)
+            return
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
-            if kind == "master":
-                safe_set_full_fp32_param(parameter, value)
-            else:
-                safe_set_full_optimizer_state(parameter, value, kind)
-        elif kind != "master":
-            self._plain_state(parameter)[kind].copy_(value)
-        if kind == "master":  # DeepSpeed's setters leave the module's own weights as they were
-            with self._whole(parameter, modified=True), torch.no_grad():
-                if not self.partitioned or self.is_main:
-                    parameter.copy_(value.view(self._full_shape(parameter)))
+        local = self._local(parameter, kind)
+        padded = torch.zeros_like(local)
+        padded[: values.numel()].copy_(values)
+        if kind == "master":
+            safe_set_local_fp32_param(parameter, padded)
+        else:
+            safe_set_local_optimizer_state(parameter, padded, kind)
+
+    @torch.no_grad()
+    def _masters_to_weights(self) -> None:
+        """DeepSpeed's setters leave the module's own weights as they were: make them from the masters. Collective."""
+        if self.partitioned:
+            for parameter in self._names.values():
+                whole = self._read(parameter, "master")
+                with self._whole(parameter, modified=True):
+                    if self.is_main:
+                        parameter.copy_(whole)
+        elif self.stage > 0:
+            self.wrapped.optimizer.update_lp_params()
 
     def _set_step_count(self, optimizer_step: int) -> None:
         for state in self._base_optimizer.state.values():
@@ -369,6 +446,16 @@ class Engine:
             unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
         return [round(value, 3) for value in process_group.gather_objects(peak)]
+
+
+def _even_shares(shapes: Mapping[str, torch.Size], world_size: int) -> dict[str, int]:
+    """Which rank keeps which parameter where every rank has them all: the largest first, to whoever has least."""
+    loads = [0] * world_size
+    keepers = {}
+    for name in sorted(shapes, key=lambda name: (-shapes[name].numel(), name)):
+        keepers[name] = loads.index(min(loads))
+        loads[keepers[name]] += shapes[name].numel()
+    return keepers
 
 
 class _Evaluation:

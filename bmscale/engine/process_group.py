@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,21 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def any_rank(flags: Sequence[bool]) -> list[bool]:
+    """For each flag, whether it is set on any rank; the same answer on every rank."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return list(flags)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    counts = torch.tensor([int(flag) for flag in flags], device=device)
+    dist.all_reduce(counts)
+    return [count > 0 for count in counts.tolist()]
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Which of how many ranks this is; (0, 1) without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -49,19 +49,43 @@ class Trackers:
     """The trackers of one run. Only rank 0 writes; a tracker that fails on the way never stops the training."""
 
     def __init__(
-        self, accelerator: Accelerator, names: list[str], run: str, folder: Path, settings: Mapping[str, Any], step: int
+        self,
+        accelerator: Accelerator,
+        names: list[str],
+        run: str,
+        folder: Path,
+        settings: Mapping[str, Any],
+        step: int,
+        known: Mapping[str, str] | None = None,
     ) -> None:
         """Open the trackers and give them the settings of the run, flattened. `folder` is for those that write files;
-        a resumed run says the `step` it goes on from. Raises BadInput when one cannot start."""
+        a resumed run says the `step` it goes on from and the `known` identifiers of its earlier starts, so that its
+        curve goes on instead of beginning anew. Raises BadInput when one cannot start."""
         self._accelerator, self._failed = accelerator, False
+        known = known or {}
         # What a killed run had logged behind its last training state is logged again.
-        options = {"tensorboard": {"purge_step": step + 1}} if step else {}
+        options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": step + 1}} if step else {}
+        if "wandb" in known:
+            options["wandb"] = {"id": known["wandb"], "resume": "allow"}
+        if "mlflow" in known:
+            options["mlflow"] = {"run_id": known["mlflow"]}
         try:
             accelerator.log_with = filter_trackers(names, folder)
             accelerator.project_configuration.logging_dir = str(folder)
             accelerator.init_trackers(run, dict(flatten(settings)), options)
         except Exception as error:  # each tracker has errors of its own: no login, no network, a folder it cannot make
             raise BadInput(f"training.trackers: cannot start {', '.join(names)}: {error}") from error
+
+    def identifiers(self) -> dict[str, str]:
+        """Which run of a tracker this one is, for those that name their runs; empty on ranks that track nothing."""
+        found = {}
+        for tracker in self._accelerator.trackers:
+            run: Any = getattr(tracker, "tracker", None)
+            if tracker.name == "wandb" and hasattr(run, "id"):
+                found["wandb"] = str(run.id)
+            if tracker.name == "mlflow" and hasattr(run, "info"):
+                found["mlflow"] = str(run.info.run_id)
+        return found
 
     def log(self, record: Mapping[str, Any]) -> None:
         """One record of metrics.jsonl, under its step."""

@@ -1,7 +1,7 @@
 """Cross-entropy of a model on sentence pairs: of one batch, and of a whole validation set over all ranks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,9 +50,10 @@ def validation_loss(
     pairs: Sequence[int] | None = None,
     rank: int = 0,
     world_size: int = 1,
+    between: Callable[[], None] = lambda: None,
 ) -> ValidationLoss:
     """The loss over `pairs` of `shards` (all of them unless given), shared among the ranks. Collective; the caller
-    switches gradients off."""
+    switches gradients off. `between` is called before each batch, on every rank the same number of times."""
     chosen = np.arange(len(shards)) if pairs is None else np.asarray(pairs)
     sources, targets = shards.source_lengths, shards.target_lengths
     ids = chosen[length_order(sources[chosen], targets[chosen])]
@@ -64,6 +65,7 @@ def validation_loss(
     wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no fp64
     total = torch.zeros((), dtype=wide, device=device)
     for batches in rounds:  # the same number on every rank: a forward pass is collective under ZeRO-3
+        between()
         total += batch_loss(model, read_batch(shards, batches[rank]).to(device)).nll.to(wide)
     process_group.sum_over_ranks(total)
     tokens = int(targets[chosen].sum())

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from bmscale.evaluation.loss import ValidationLoss, validation_loss
 from bmscale.evaluation.scores import score
 from bmscale.experiment import Experiment
 from bmscale.inference.translator import SearchOptions, translate_ids
+
+SENTENCES_AT_ONCE = 64
+"""How many sentences a rank translates before it looks whether the validation is still wanted."""
 
 
 @dataclass(frozen=True)
@@ -112,15 +115,19 @@ class Validator:
         self._config = experiment.evaluation
         self._language_pairs = _language_pairs(sources, texts, self._config.pairs)
 
-    def run(self) -> Validation:
-        """Validate. Collective: every rank takes its share and all get the result."""
+    def run(self, between: Callable[[], None] = lambda: None) -> Validation:
+        """Validate. Collective: every rank takes its share and all get the result.
+
+        `between` is called before each piece of the work, on every rank the same number of times: it may be a
+        collective, and what it raises on all of them ends the validation.
+        """
         samples: list[tuple[str, str, str]] = []
         found = {}
         for pair in self._language_pairs:
-            translations = self._translate(pair)
+            translations = self._translate(pair, between)
             shown = zip(pair.texts, translations, strict=True)
             samples += [(*texts, translation) for texts, translation in shown][: self._config.samples]
-            found[pair.name] = PairValidation(self._loss(pair), *_scores(pair, translations))
+            found[pair.name] = PairValidation(self._loss(pair, between), *_scores(pair, translations))
         tokens = sum(part.loss.tokens for part in found.values())
         nll = math.fsum(part.loss.nll * part.loss.tokens for part in found.values()) / tokens
         names = [name for part in found.values() for name in part.scores]
@@ -130,7 +137,7 @@ class Validator:
         apart = found if len(found) > 1 else {}
         return Validation(ValidationLoss(nll, tokens), scores, widths, samples, apart)
 
-    def _loss(self, pair: _LanguagePair) -> ValidationLoss:
+    def _loss(self, pair: _LanguagePair, between: Callable[[], None]) -> ValidationLoss:
         engine = self._engine
         with engine.evaluation() as model:
             return validation_loss(
@@ -140,9 +147,10 @@ class Validator:
                 pairs=pair.ids,
                 rank=engine.rank,
                 world_size=engine.world_size,
+                between=between,
             )
 
-    def _translate(self, pair: _LanguagePair) -> list[str]:
+    def _translate(self, pair: _LanguagePair, between: Callable[[], None]) -> list[str]:
         """Greedy translations of the subset; every rank does every so-many-th sentence."""
         world, rank = self._engine.world_size, self._engine.rank
         sources = [self._shards.pair(index)[0].tolist() for index in pair.ids[: len(pair.texts)]]
@@ -150,8 +158,12 @@ class Validator:
             return []
         mine = sources[rank::world]
         options = SearchOptions(beam_size=1, max_batch_tokens=self._config.max_batch_tokens)
+        outputs: list[list[int]] = []
         with self._engine.evaluation() as model:
-            outputs = translate_ids(model, mine, options, synced=self._engine.partitioned)
+            for first in range(0, -(-len(sources) // world), SENTENCES_AT_ONCE):
+                between()
+                some = mine[first : first + SENTENCES_AT_ONCE]
+                outputs += translate_ids(model, some, options, synced=self._engine.partitioned)
         shares = process_group.gather_objects([self._tokenizer.decode(ids) for ids in outputs])
         return [shares[index % world][index // world] for index in range(len(sources))]
 

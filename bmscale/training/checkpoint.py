@@ -1,192 +1,558 @@
 """The training state on disk: fp32 masters and Adam moments by parameter name, and where the run stands.
 
-It knows no ranks and no ZeRO stage, so that any of them can go on from it. A state is written under a temporary name
-and renamed when it is whole; what has no whole state.json is not a state.
+It knows no ranks and no ZeRO stage: each rank writes the pieces of parameters that it holds, and any number of ranks
+under any stage reads the ranges that it needs. A state becomes one in this order, and a death at any point leaves the
+states before it as they were:
+
+1. every rank writes its files under a temporary name, flushes them to the disk, reads them back from there and compares
+   their hashes with those of what it wrote;
+2. the ranks meet; one that failed makes the save fail on all of them;
+3. rank 0 sees every file, writes state.json with all hashes, renames the folder, and moves the pointer `latest`;
+4. only then are older states removed, and never one of the two newest that are known to be whole.
+
+Reading verifies every hash. Nothing is a pickle.
 """
 
+import contextlib
+import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 
 from bmscale.config import Config
 from bmscale.engine import process_group
-from bmscale.engine.engine import Engine
+from bmscale.engine.engine import Engine, Piece
 from bmscale.errors import BadInput
+from bmscale.training.standing import Standing
 
 log = logging.getLogger("bmscale")
 
-FORMAT = 1
-SHARD_BYTES = 2**30
+FORMAT = 2
+MANIFEST, POINTER = "state.json", "latest"
+FILE_BYTES = 2**28
+"""A file is closed when it holds so much. Saving needs about twice that in memory, or twice a rank's largest piece."""
+MOST_OPEN_FILES = 8
 
 
-class Standing(Config):
-    """Where a run stands: all that training needs besides the tensors."""
+class FileRecord(Config):
+    """One file of a state."""
 
-    optimizer_step: int = 0
-    """Steps that changed the weights; the schedule follows it."""
-    data_step: int = 0
-    """Global steps of data consumed; larger than optimizer_step after skipped steps."""
-    target_tokens: int = 0
-    """Target tokens trained on."""
-    seconds: float = 0.0
-    """Wall time spent training, all starts together."""
-    validated_step: int = -1
-    """The data step of the last validation."""
-    best_by: str = ""
-    """The figure by which the best was chosen: loss, bleu or chrf."""
-    best_value: float | None = None
-    """Best validation figure so far, None before the first validation."""
-    best_step: int = 0
-    stale_validations: int = 0
-    """Validations since the best one."""
-    finished: bool = False
-    """The run went to its end and wrote model/last."""
-
-    def after_step(self, tokens: int, *, skipped: bool) -> "Standing":
-        """The standing one global step later."""
-        return self.with_(
-            optimizer_step=self.optimizer_step + (not skipped),
-            data_step=self.data_step + 1,
-            target_tokens=self.target_tokens + (0 if skipped else tokens),
-        )
-
-    def with_(self, **changes: Any) -> "Standing":
-        """A copy with these values."""
-        return self.model_copy(update=changes)
+    bytes: int
+    sha256: str
 
 
-def save_state(folder: Path, engine: Engine, standing: Standing, *, keep: int) -> Path:
-    """Write `folder/step-NNNNNNNN` and drop all but the newest `keep` states. Collective."""
-    final = folder / f"step-{standing.data_step:08d}"
-    temporary = folder / f".tmp-{final.name}"
-    if engine.is_main:
-        for leftover in folder.glob(".*-step-*"):  # of starts that died while they wrote or removed a state
+class PieceRecord(Config):
+    """Where a run of elements of one parameter lies, all kinds of it in the same file."""
+
+    file: str
+    start: int
+    count: int
+
+
+class Manifest(Config):
+    """The content of state.json."""
+
+    format: int
+    standing: Standing
+    probe: float | None
+    """The loss of the saved weights on a fixed batch (nats a target token), which a resumed run must find again."""
+    saved_by: dict[str, Any]
+    """Ranks, engine and versions: for people, loading does not look at it."""
+    kinds: list[str]
+    shapes: dict[str, list[int]]
+    """The full shape of each parameter."""
+    pieces: dict[str, list[PieceRecord]]
+    files: dict[str, FileRecord]
+
+
+class WrongFormat(BadInput):
+    """A state of another version of bmscale: not damaged, and not to be passed over."""
+
+
+class SaveFailed(Exception):
+    """A state could not be written; those before it are untouched, and training can go on."""
+
+
+# ---- writing
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What one rank wrote."""
+
+    files: dict[str, FileRecord]
+    pieces: dict[str, list[PieceRecord]]
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A state that was committed."""
+
+    path: Path
+    bytes: int
+    stall_seconds: float
+    """How long training stood still for it."""
+
+
+class Save:
+    """One state on its way to the disk: `write`, in the background if wanted, then `commit`.
+
+    Every rank makes one, and commits it at the same step. Raises SaveFailed, on every rank, where the folder cannot be
+    made.
+    """
+
+    def __init__(self, folder: Path, engine: Engine, standing: Standing, probe: float | None) -> None:
+        self._begun = time.monotonic()
+        self._engine, self._standing, self._probe = engine, standing, probe
+        self._folder = folder
+        self._final = folder / f"step-{standing.data_step:08d}"
+        self._temporary = folder / f".tmp-{self._final.name}"
+        self._writer: ThreadPoolExecutor | None = None
+        self._result: Future[_Written] | None = None
+        self._written: _Written | None = None
+        self._stall = 0.0
+        self._on_main(self._prepare)
+
+    def write(self, *, background: bool) -> None:
+        """Write this rank's pieces. In the background a copy of them is made first, since training goes on."""
+        if background:
+            snapshot = list(self._engine.pieces())
+            self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
+            self._result = self._writer.submit(self._write_pieces, snapshot)
+            self._stall = time.monotonic() - self._begun
+        else:
+            self._written = self._write_pieces(self._engine.pieces())
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank has nothing more to write."""
+        return self._result is None or self._result.done()
+
+    def commit(self, keep: int) -> Saved:
+        """Make the written files a state, once every rank has written. Collective; waits for this rank's writer.
+
+        Raises SaveFailed on every rank when one of them could not write, or rank 0 does not see what another wrote.
+        """
+        begun = time.monotonic() if self._writer else self._begun
+        if self._result is not None:
+            self._written = self._result.result()
+        if self._writer is not None:
+            self._writer.shutdown()
+        reached("barrier")
+        shares: list[_Written] = process_group.gather_objects(self._written)
+        failed = next((f"rank {rank}: {share.error}" for rank, share in enumerate(shares) if share.error), None)
+        self._on_main(lambda: self._commit(shares, failed, keep))
+        total = sum(record.bytes for share in shares for record in share.files.values())
+        return Saved(self._final, total, self._stall + time.monotonic() - begun)
+
+    def _on_main(self, action: Any) -> None:
+        """Do something on rank 0; its failure is every rank's."""
+        error = None
+        if self._engine.is_main:
+            try:
+                action()
+            except (OSError, SaveFailed) as problem:
+                error = str(problem)
+                shutil.rmtree(self._temporary, ignore_errors=True)
+        (error, *_) = process_group.gather_objects(error)
+        if error is not None:
+            raise SaveFailed(error)
+
+    def _prepare(self) -> None:
+        reached("prepare")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self._folder.glob(".*-step-*"):  # of starts that died while they wrote or removed a state
             shutil.rmtree(leftover)
-        temporary.mkdir(parents=True)
-    files: dict[str, int] = {}
-    index: dict[str, str] = {}
-    shard: dict[str, torch.Tensor] = {}
+        self._temporary.mkdir()
 
-    def flush() -> None:
-        if not shard:
+    def _write_pieces(self, pieces: Iterable[Piece]) -> _Written:
+        """This rank's files, flushed and read back. Never raises for what the disk does: the ranks must meet first."""
+        files: dict[str, FileRecord] = {}
+        index: dict[str, list[PieceRecord]] = {}
+        held: dict[str, torch.Tensor] = {}
+        try:
+            name = ""
+            for piece in pieces:
+                if piece.name != name and sum(values.nbytes for values in held.values()) >= FILE_BYTES:
+                    self._write_file(files, held)
+                if piece.name != name:
+                    name = piece.name
+                    record = PieceRecord(file=self._file_name(len(files)), start=piece.start, count=len(piece.values))
+                    index.setdefault(name, []).append(record)
+                held[_key(name, piece.kind, piece.start)] = piece.values
+            self._write_file(files, held)
+            return _Written(files, index)
+        except OSError as error:
+            return _Written({}, {}, f"{error.filename or self._temporary}: {error.strerror or error}")
+
+    def _file_name(self, number: int) -> str:
+        return f"rank-{self._engine.rank:05d}-{number:05d}.safetensors"
+
+    def _write_file(self, files: dict[str, FileRecord], held: dict[str, torch.Tensor]) -> None:
+        if not held:
             return
-        name = f"state-{len(files) + 1:05d}.safetensors"
-        save_file(shard, temporary / name)
-        (temporary / name).chmod(0o644)  # safetensors makes it readable by its owner alone
-        _sync(temporary / name)
-        files[name] = (temporary / name).stat().st_size
-        index.update(dict.fromkeys(shard, name))
-        shard.clear()
+        path = self._temporary / self._file_name(len(files))
+        content = serialize(held)
+        held.clear()
+        record = FileRecord(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        reached("write")
+        write_durably(path, content)
+        del content
+        reached("read back")
+        if file_record(path) != record:
+            raise OSError(0, "the disk gives back other bytes than were written to it", str(path))
+        files[path.name] = record
 
-    for name, kind, tensor in engine.state():  # every rank takes part, rank 0 keeps
-        if engine.is_main:
-            shard[f"{name}.{kind}"] = tensor
-            if sum(held.nbytes for held in shard.values()) >= SHARD_BYTES:
-                flush()
-    if engine.is_main:
-        flush()
-        record = {"format": FORMAT, "standing": standing.model_dump(), "files": files, "tensors": index}
-        (temporary / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        _sync(temporary / "state.json")
-        if final.exists():  # the end of a run may fall on a step that was saved already
-            _remove(final)
-        temporary.rename(final)
-        _sync(folder)
-        for old in list_states(folder)[:-keep]:
-            _remove(old)
-    process_group.barrier()
-    return final
+    def _commit(self, shares: list[_Written], failed: str | None, keep: int) -> None:
+        if failed:
+            raise SaveFailed(failed)
+        files = {name: record for share in shares for name, record in share.files.items()}
+        for name, record in files.items():
+            path = self._temporary / name
+            if not path.is_file() or path.stat().st_size != record.bytes:
+                raise SaveFailed(f"{path}: rank 0 does not see what another rank wrote: all need the same file system")
+        pieces: dict[str, list[PieceRecord]] = {}
+        for share in shares:
+            for name, found in share.pieces.items():
+                pieces.setdefault(name, []).extend(found)
+        shapes = self._engine.shapes()
+        _check_cover(pieces, shapes)
+        manifest = Manifest(
+            format=FORMAT,
+            standing=self._standing,
+            probe=self._probe,
+            saved_by={"engine": self._engine.describe(), "device": self._engine.device_name},
+            kinds=list(self._engine.state_kinds),
+            shapes={name: list(shape) for name, shape in shapes.items()},
+            pieces=pieces,
+            files=files,
+        )
+        reached("manifest")
+        write_durably(self._temporary / MANIFEST, json.dumps(_sealed(manifest)).encode())
+        _flush(self._temporary)
+        if self._final.exists():  # the end of a run may fall on a step that was saved already
+            _remove(self._final)
+        reached("rename")
+        self._temporary.rename(self._final)
+        _flush(self._folder)
+        reached("pointer")
+        _point_to(self._final)
+        _known_whole[self._final] = _signature(self._final)
+        reached("retain")
+        retain(self._folder, keep)
 
 
-def _remove(state: Path) -> None:
-    """Remove a state under another name, so that a death half-way leaves nothing that looks like one."""
-    doomed = state.with_name(f".old-{state.name}")
-    state.rename(doomed)
-    shutil.rmtree(doomed)
+def _check_cover(pieces: Mapping[str, list[PieceRecord]], shapes: Mapping[str, torch.Size]) -> None:
+    """Every element of every parameter once: a state with a hole must never replace one without."""
+    for name, shape in shapes.items():
+        end = 0
+        for piece in sorted(pieces.get(name, []), key=lambda piece: piece.start):
+            if piece.start != end:
+                break
+            end += piece.count
+        if end != shape.numel():
+            raise SaveFailed(f"{name}: the ranks wrote {end} of its {shape.numel()} elements in one run from 0")
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def reached(phase: str) -> None:
+    """Each phase of a save as it begins, for those who look at the debug log of one that is slow."""
+    log.debug("saving a state: %s", phase)
+
+
+def _key(name: str, kind: str, start: int) -> str:
+    return f"{name}.{kind}@{start}"
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(folder: Path) -> None:
+    """Wait until the disk has the names in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
+def _point_to(state: Path) -> None:
+    temporary = state.with_name(f".{POINTER}")
+    write_durably(temporary, f"{state.name}\n".encode())
+    temporary.replace(state.with_name(POINTER))
+    _flush(state.parent)
+
+
+def file_record(path: Path) -> FileRecord:
+    """Size and hash of a file as the disk has it, not as the system remembers it where that can be avoided."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while block := file.read(2**22):
+            digest.update(block)
+            size += len(block)
+    return FileRecord(bytes=size, sha256=digest.hexdigest())
+
+
+# ---- keeping
+
+
 def list_states(folder: Path) -> list[Path]:
-    """The whole states of a run, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
+    """The committed states of a run, oldest first; whether they are still whole, `verify` tells."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
-def read_standing(state: Path) -> Standing:
-    """Where the run stood. Raises BadInput for a state that is damaged or of another format."""
-    record = _read_record(state)
-    for name, size in record.files.items():
-        given = (state / name).stat().st_size if (state / name).is_file() else 0
-        if given != size:
-            raise BadInput(f"{state / name}: must have {size} bytes, got {given}: the state is damaged; remove {state}")
-    return record.standing
+def verify(state: Path, share: slice = slice(None)) -> list[str]:
+    """What is wrong with a state, each with its file; nothing where all hashes are right.
 
-
-class _Record(Config):
-    """The content of state.json."""
-
-    format: int
-    standing: Standing
-    files: dict[str, int]
-    """Bytes of each file."""
-    tensors: dict[str, str]
-    """The file of each tensor, by `name.kind`."""
-
-
-def _read_record(state: Path) -> _Record:
+    `share` takes some of the files, so that ranks can divide them. Raises WrongFormat.
+    """
     try:
-        record = _Record.model_validate_json((state / "state.json").read_bytes())
-    except (OSError, ValueError) as error:
+        manifest = read_manifest(state)
+    except WrongFormat:
+        raise
+    except BadInput as error:
+        return [str(error)]
+    problems = []
+    for name in sorted(manifest.files)[share]:
+        try:
+            found = file_record(state / name)
+        except OSError as error:
+            problems.append(f"{state / name}: cannot be read: {error.strerror}")
+            continue
+        wanted = manifest.files[name]
+        if found.bytes != wanted.bytes:
+            problems.append(f"{state / name}: must have {wanted.bytes} bytes, has {found.bytes}")
+        elif found != wanted:
+            problems.append(f"{state / name}: has other bytes than were written (its SHA-256 differs)")
+    return problems
+
+
+def choose(folder: Path, step: int | None = None) -> Path:
+    """The state of a data step, or the newest. Raises BadInput naming those that there are."""
+    states = list_states(folder)
+    wanted = [state for state in states if step is None or state == folder / f"step-{step:08d}"]
+    if not wanted:
+        have = ", ".join(state.name for state in states) or "none"
+        raise BadInput(f"{folder}: must hold a state{'' if step is None else f' of step {step}'}; it has {have}")
+    return wanted[-1]
+
+
+def summary(state: Path) -> dict[str, Any]:
+    """What a person wants to know of a state. Its hashes are not verified."""
+    try:
+        manifest = read_manifest(state)
+    except BadInput as error:
+        return {"state": state.name, "damaged": str(error)}
+    standing = manifest.standing
+    return {
+        "state": state.name,
+        "optimizer_step": standing.optimizer_step,
+        "target_tokens": standing.target_tokens,
+        "best": standing.best_value,
+        "finished": standing.finished,
+        "gib": round(sum(record.bytes for record in manifest.files.values()) / 2**30, 4),
+        "files": len(manifest.files),
+        "saved_by": manifest.saved_by["engine"],
+    }
+
+
+Signature = dict[str, tuple[int, int]]
+_known_whole: dict[Path, Signature] = {}
+"""States whose hashes this process found right, and what the file system said of their files then."""
+
+
+def _signature(state: Path) -> Signature:
+    found = {}
+    for path in state.iterdir():
+        status = path.stat()
+        found[path.name] = (status.st_size, status.st_mtime_ns)
+    return found
+
+
+def _is_whole(state: Path) -> bool:
+    """Whether the hashes are right; not computed again for files that did not change since."""
+    try:
+        if _known_whole.get(state) == _signature(state):
+            return True
+        if verify(state):
+            return False
+        _known_whole[state] = _signature(state)
+        return True
+    except OSError:
+        return False
+
+
+def retain(folder: Path, keep: int) -> list[Path]:
+    """Remove states that are older than the newest `keep` whole ones. Returns those that were removed.
+
+    One that is not whole does not count, and goes only when enough whole ones are newer.
+    """
+    whole, removed = 0, []
+    for state in reversed(list_states(folder)):
+        if whole >= keep:
+            _remove(state)
+            removed.append(state)
+        elif _is_whole(state):
+            whole += 1
+    return removed
+
+
+def prune(folder: Path, keep: int) -> list[Path]:
+    """`retain`, and what damaged or unfinished states left behind as well. Raises BadInput for less than two."""
+    if keep < 2:
+        raise BadInput(f"--keep: must be at least 2, so that one state may be damaged; got {keep}")
+    leftovers = [*folder.glob("damaged-step-*"), *folder.glob(".*-step-*")]
+    for leftover in leftovers:
+        shutil.rmtree(leftover)
+    return [*retain(folder, keep), *leftovers]
+
+
+def _remove(state: Path) -> None:
+    """Remove a state under another name, so that a death half-way leaves nothing that looks like one."""
+    doomed = state.with_name(f".old-{state.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    state.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+# ---- reading
+
+
+def find_usable(folder: Path, before: int | None = None) -> Path | None:
+    """The newest state whose every hash is right, None where none was ever committed. Collective: ranks share the work.
+
+    `before` takes only states of fewer optimizer steps. A damaged one is reported and set aside as `damaged-step-…`.
+    Raises BadInput when states were committed and none is usable: a run never starts anew in silence.
+    """
+    states = list_states(folder)
+    rank, world_size = process_group.rank_and_world_size()
+    for state in reversed(states):
+        if before is not None and _optimizer_step(state) >= before:
+            continue
+        shares = process_group.gather_objects(verify(state, slice(rank, None, world_size)))
+        problems = list(dict.fromkeys(problem for share in shares for problem in share))
+        if not problems:
+            _known_whole[state] = _signature(state)
+            return state
+        log.warning("%s: damaged, so the state before it is used: %s", state, "; ".join(problems[:3]))
+        if rank == 0:
+            _set_aside(state)
+        process_group.barrier()
+    if before is None and (states or (folder / POINTER).exists()):
+        raise BadInput(
+            f"{folder}: holds no training state that is whole, and the run had saved one. Put one back, or choose "
+            "another run=FOLDER to start anew"
+        )
+    return None
+
+
+def _optimizer_step(state: Path) -> int:
+    """Of a damaged manifest 0: then the hashes decide."""
+    try:
+        return read_manifest(state).standing.optimizer_step
+    except WrongFormat:
+        raise
+    except BadInput:
+        return 0
+
+
+def _set_aside(state: Path) -> None:
+    aside = state.with_name(f"damaged-{state.name}")
+    with contextlib.suppress(OSError):  # on a file system that cannot be written it is passed over each time
+        shutil.rmtree(aside, ignore_errors=True)
+        state.rename(aside)
+
+
+def _sealed(manifest: Manifest) -> dict[str, Any]:
+    """The manifest with a hash of itself, since no other file could hold one."""
+    values = manifest.model_dump()
+    return {**values, "sha256": _seal(values)}
+
+
+def _seal(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(state: Path) -> Manifest:
+    """Raises BadInput for a manifest that is damaged or of another format."""
+    path = state / MANIFEST
+    try:
+        values = json.loads(path.read_bytes())
+        seal = values.pop("sha256", None)
+        if values.get("format") != FORMAT:
+            raise WrongFormat(f"{path}: has format {values.get('format')}, this version reads {FORMAT}")
+        if seal != _seal(values):
+            raise ValueError("its SHA-256 differs")
+        return Manifest.model_validate(values)
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).splitlines()[:3])
-        message = f"{state / 'state.json'}: damaged ({reason}); remove {state} to use the state before it"
-        raise BadInput(message) from None
-    if record.format != FORMAT:
-        raise BadInput(f"{state}: has format {record.format}, this version reads {FORMAT}")
-    return record
+        raise BadInput(f"{path}: damaged ({reason})") from None
 
 
 class StateReader:
-    """Tensors of a state by parameter name and kind, read when asked for."""
+    """Ranges of the parameters of a state, read when asked for, from whatever pieces hold them."""
 
     def __init__(self, state: Path) -> None:
-        self._state, self._index = state, _read_record(state).tensors
+        self.path, self.manifest = state, read_manifest(state)
         self._open: dict[str, Any] = {}
 
-    def __call__(self, name: str, kind: str) -> torch.Tensor:
-        """The full fp32 tensor. Raises BadInput when the state does not hold it."""
-        key = f"{name}.{kind}"
-        if key not in self._index:
-            raise BadInput(f"{self._state}: holds no '{key}': it was saved by another model")
-        file = self._index[key]
+    def __call__(self, name: str, kind: str, start: int, count: int) -> torch.Tensor:
+        """Elements `start` to `start + count` of a flat fp32 tensor. Raises BadInput when the state has none such."""
+        if name not in self.manifest.pieces or kind not in self.manifest.kinds:
+            raise BadInput(f"{self.path}: holds no '{name}.{kind}': it was saved by another model")
+        parts = []
+        for piece in sorted(self.manifest.pieces[name], key=lambda piece: piece.start):
+            first, end = max(start, piece.start), min(start + count, piece.start + piece.count)
+            if first < end:
+                key = _key(name, kind, piece.start)
+                parts.append(self._slice(piece.file, key, first - piece.start, end - piece.start))
+        found = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(found) != count:
+            raise BadInput(f"{self.path}: holds {len(found)} of {count} elements of '{name}.{kind}'")
+        return found
+
+    def _slice(self, file: str, key: str, first: int, end: int) -> torch.Tensor:
         try:
             if file not in self._open:
-                self._open = {file: safe_open(self._state / file, framework="pt")}
-            tensor: torch.Tensor = self._open[file].get_tensor(key)
-            return tensor
+                if len(self._open) >= MOST_OPEN_FILES:
+                    self._open.pop(next(iter(self._open)))
+                self._open[file] = safe_open(self.path / file, framework="pt")
+            piece: torch.Tensor = self._open[file].get_slice(key)[first:end]
+            return piece
         except (SafetensorError, OSError) as error:
-            raise BadInput(f"{self._state / file}: damaged ({error}); remove {self._state}") from None
+            raise BadInput(f"{self.path / file}: damaged ({error})") from None
 
-    def names(self) -> Iterator[str]:
-        """Keys `name.kind` of all tensors."""
-        yield from self._index
+    def weights(self, kind: str = "master") -> Iterator[tuple[str, torch.Tensor]]:
+        """Each full weight, one at a time."""
+        for name, shape in self.manifest.shapes.items():
+            size = torch.Size(shape)
+            yield name, self(name, kind, 0, size.numel()).view(size)
 
-
-def load_state(state: Path, engine: Engine, empty_step: Callable[[], None]) -> Standing:
-    """Put the engine where the state was saved, on whatever ranks and ZeRO stage it has now. Collective."""
-    standing = read_standing(state)
-    engine.load_state(StateReader(state), standing.optimizer_step, empty_step)
-    return standing
+    def check_fits(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Raises BadInput when the state is of another model."""
+        wanted = {name: list(shape) for name, shape in shapes.items()}
+        if wanted != self.manifest.shapes:
+            names = wanted.keys() | self.manifest.shapes.keys()
+            name = next(name for name in sorted(names) if wanted.get(name) != self.manifest.shapes.get(name))
+            raise BadInput(
+                f"{self.path}: was saved by another model: '{name}' has shape {self.manifest.shapes.get(name)} there, "
+                f"{wanted.get(name)} here"
+            )

@@ -136,11 +136,16 @@ EXIT_CLASSES = {
 }
 
 
-def write_exit(folder: RunFolder, code: int, message: str) -> None:
+def exit_code(kind: str) -> int:
+    """The code of a class of exit.json; a run that was told to stop has done what it was told."""
+    return next((code for code, name in EXIT_CLASSES.items() if name == kind), 0)
+
+
+def write_exit(folder: RunFolder, code: int, message: str, kind: str | None = None) -> None:
     """Write exit.json, for schedulers: launchers return 1 whatever their ranks returned."""
     said = folder.exit.exists()
     if folder.record.exists() and not (said and code == 1):  # what a rank knew better is not buried by "failed"
-        values = {"class": EXIT_CLASSES[code], "code": code, "message": message}
+        values = {"class": kind or EXIT_CLASSES[code], "code": code, "message": message}
         folder.exit.write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

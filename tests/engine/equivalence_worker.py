@@ -25,6 +25,7 @@ from bmscale.model.init import initial_value
 from bmscale.model.loss import LossSums
 from bmscale.training import checkpoint
 from bmscale.training.optimizer import make_optimizer
+from bmscale.training.standing import Standing
 
 VOCABULARY = 60
 CONFIG = EncoderDecoderConfig(
@@ -108,13 +109,15 @@ def main() -> None:
         engine._backward = wrong  # type: ignore[method-assign]
 
     loss_function = partial(batch_loss, label_smoothing=0.1)
-    standing = checkpoint.Standing()
+    standing = Standing()
     if options.load:
 
         def empty_step() -> None:
             engine.train_step([empty_batch()], loss_function, target_tokens=1, data_step=0, rate_factor=0.0)
 
-        standing = checkpoint.load_state(checkpoint.list_states(options.states)[-1], engine, empty_step)
+        reader = checkpoint.StateReader(checkpoint.list_states(options.states)[-1])
+        standing = reader.manifest.standing
+        engine.load_state(reader, standing.optimizer_step, empty_step)
     losses, norms, skipped = [], [], []
     by_hand: dict[str, torch.Tensor] = {}
     for step in range(standing.data_step, options.steps):
@@ -140,7 +143,9 @@ def main() -> None:
         skipped.append(outcome.skipped)
         standing = standing.after_step(target_tokens, skipped=outcome.skipped)
         if step + 1 == options.save_at:
-            checkpoint.save_state(options.states, engine, standing, keep=2)
+            save = checkpoint.Save(options.states, engine, standing, None)
+            save.write(background=False)
+            save.commit(keep=2)
     weights = {name: tensor.double().sum().item() for name, tensor in engine.weights()}
     average = {}
     if options.ema_decay:

@@ -1,0 +1,139 @@
+"""The model folders of a run: the best, the last, the running mean, those of its validations, those of its states."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bmscale.data.tokenizer import Tokenizer
+from bmscale.engine import process_group
+from bmscale.engine.engine import Engine
+from bmscale.errors import BadInput
+from bmscale.evaluation.validation import Validation
+from bmscale.experiment import Experiment, RunFolder
+from bmscale.model import EncoderDecoderConfig
+from bmscale.model.folder import write_model_folder
+from bmscale.model.tokenization import TOKENIZER_FILE
+from bmscale.training import checkpoint, kept_models, record
+from bmscale.training.standing import Standing
+from bmscale.training.step_data import PreparedData
+
+log = logging.getLogger("bmscale")
+
+
+class Models:
+    """Writes model folders out of the training. Every method is collective."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        engine: Engine,
+        data: PreparedData,
+        config: EncoderDecoderConfig,
+        report: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """`report` takes events for metrics.jsonl."""
+        self._experiment, self._engine, self._data, self._config = experiment, engine, data, config
+        self._run, self._report = experiment.run_folder, report
+
+    def write(
+        self,
+        folder: Path,
+        standing: Standing,
+        result: Validation,
+        mark: Mapping[str, Any] | None = None,
+        kind: str = "master",
+    ) -> bool:
+        """Write a model folder, `mark` in its provenance; rank 0 writes while every rank gathers.
+
+        Returns False, having said so, where the file system did not take it; the folder of before is then as it was.
+        """
+        weights, error = self._engine.weights(kind), None
+        if self._engine.is_main:
+            try:
+                write_model_folder(
+                    folder,
+                    self._config,
+                    weights,
+                    self._data.folder / "spiece.model",
+                    {**self._provenance(standing, result), **(mark or {})},
+                    beam_size=self._experiment.evaluation.beam_size,
+                    length_penalty=self._experiment.evaluation.length_penalty,
+                )
+            except OSError as problem:
+                error = str(problem)
+        for _ in weights:  # the other ranks, and what rank 0 may have left
+            pass
+        (error, *_) = process_group.gather_objects(error)
+        if error is not None:
+            self._report({"step": standing.data_step, "event": "model_not_written", "message": error})
+            log.warning("step %d: %s could not be written: %s", standing.data_step, folder, error)
+        return error is None
+
+    def keep(self, standing: Standing, result: Validation) -> None:
+        """Keep the model of a validation under its step, with those that `evaluation.keep_models` asks for."""
+        config, main = self._experiment.evaluation, self._engine.is_main
+        step = standing.data_step
+        wanted = config.keep_models > 0 and main and kept_models.may_write(self._run, step)
+        if process_group.gather_objects(wanted)[0]:
+            mark = kept_models.mark(self._run) if main else {}
+            self.write(kept_models.folder_of(self._run, step), standing, result, mark)
+            if main:
+                kept_models.retain(self._run, config.keep_models, config.select)
+
+    def _provenance(self, standing: Standing, result: Validation) -> dict[str, Any]:
+        return {
+            **provenance(self._experiment, self._data.manifest["data_hash"], standing),
+            "validation": {"loss": result.loss.nll, **result.scores, "pairs": len(self._data.valid)},
+            "scores": {f"validation {name} (greedy)": score for name, score in result.scores.items()},
+        }
+
+
+def provenance(experiment: Experiment, data_hash: str, standing: Standing) -> dict[str, Any]:
+    """Where a model comes from: all that is needed to make it again."""
+    data = experiment.data
+    return {
+        "experiment": experiment.name,
+        "task": experiment.task,
+        "source_language": data.source_language,
+        "target_language": data.target_language,
+        "language_tags": data.targets(data.train) if data.language_tags else None,
+        "step": standing.data_step,
+        "optimizer_step": standing.optimizer_step,
+        "target_tokens": standing.target_tokens,
+        "max_source_tokens": data.max_source_tokens,
+        "seed": experiment.training.seed,
+        "data_hash": data_hash,
+        **record.versions(),
+    }
+
+
+def export_state(run: RunFolder, state: Path, out: Path, kind: str = "master") -> None:
+    """Make a model folder of a training state, in one process and without the ranks that saved it.
+
+    `kind` may be AVERAGE. Raises BadInput for a damaged state, one without that kind, or where the run's tokenizer is
+    neither in its prepared folder nor in one of its models.
+    """
+    problems = checkpoint.verify(state)
+    if problems:
+        raise BadInput(f"{state}: must be whole to be exported: {problems[0]}")
+    reader = checkpoint.StateReader(state)
+    if kind not in reader.manifest.kinds:
+        raise BadInput(f"{state}: has no running mean: training.ema_decay of the run was null; leave --ema out")
+    known, experiment = record.read(run), record.read_experiment(run)
+    places = [Path(experiment.data.directory), run.best, run.last]
+    tokenizer = next((place / TOKENIZER_FILE for place in places if (place / TOKENIZER_FILE).is_file()), None)
+    if tokenizer is None:
+        raise BadInput(
+            f"{TOKENIZER_FILE}: must be in one of {', '.join(str(place) for place in places)}, and is in none"
+        )
+    config = experiment.model.build(Tokenizer.load(tokenizer).vocabulary_size)
+    write_model_folder(
+        out,
+        config,
+        reader.weights(kind),
+        tokenizer,
+        provenance(experiment, known.identity["data_hash"], reader.manifest.standing),
+        beam_size=experiment.evaluation.beam_size,
+        length_penalty=experiment.evaluation.length_penalty,
+    )
