@@ -80,6 +80,26 @@ class SubwordSamplingConfig(Config):
     """A segmentation of probability p is drawn with p^alpha: the smaller, the more it varies; 0.1 to 0.5 are usual."""
 
 
+class SpikesConfig(Config):
+    """Steps to drop because their loss jumps: above median + threshold robust standard deviations of the last losses.
+
+    The deviation is 1.4826 times the median absolute deviation, and at least 0.5 % of the median.
+    """
+
+    threshold: float = Field(8.0, gt=0)
+    """Robust standard deviations above the median from which a loss is a spike."""
+    window: Positive = 128
+    """How many of the last steps that were taken the statistics are of."""
+    least: Positive = 32
+    """Steps that must have been taken before any is dropped for a spike."""
+
+    @model_validator(mode="after")
+    def _window_holds_the_least(self) -> Self:
+        if self.least > self.window:
+            raise ValueError(f"least must be at most window, {self.window}; got {self.least}")
+        return self
+
+
 class TrainingConfig(Config):
     """How the model is trained: recipe, budget, resources."""
 
@@ -111,6 +131,12 @@ class TrainingConfig(Config):
     """bf16 keeps fp32 master weights and accumulates gradients in fp32."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Keep a running mean of the weights, w_ema = decay w_ema + (1 - decay) w a step, and write it as model/ema."""
+    spikes: SpikesConfig | None = None
+    """Drop steps whose loss jumps; null drops none but those whose loss or gradient is not finite."""
+    max_skipped_steps: Positive = 20
+    """So many steps dropped in a row send the run back to its last good training state."""
+    max_rollbacks: int = Field(2, ge=0)
+    """How often a run goes back before it counts as diverged; 0 never goes back."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     deepspeed: str | None = None
