@@ -1,7 +1,7 @@
 """One rank of test_elastic.py: train and save a state, or load states of others one after another and go on.
 
-    python -m tests.engine.elastic_worker --deepspeed zero2 --out found.json --save FOLDER
-    python -m tests.engine.elastic_worker --deepspeed zero2 --out found.json --load FOLDER FOLDER …
+python -m tests.engine.elastic_worker --deepspeed zero2 --out found.json --save FOLDER
+python -m tests.engine.elastic_worker --deepspeed zero2 --out found.json --load FOLDER FOLDER …
 """
 
 import argparse
@@ -92,9 +92,10 @@ def main() -> None:
     trainer = Trainer(options.deepspeed, options.precision)
     found: dict[str, object] = {"is": trainer.engine.describe()}
     if options.save:
-        standing, _, _ = trainer.train(Standing(), SAVED_AT)
+        standing, *before = trainer.train(Standing(), SAVED_AT)
         assert trainer.states(options.save).save(standing)
-        _, losses, norms = trainer.train(standing, UNTIL)
+        _, *after = trainer.train(standing, UNTIL)
+        losses, norms = (one + other for one, other in zip(before, after, strict=True))
         found |= {"losses": losses, "norms": norms, "weights": trainer.fingerprint()}
     for folder in options.load:
         state = checkpoint.find_usable(folder)

@@ -20,6 +20,7 @@ ALL = ["none-1", *(f"{stage}-{world}" for stage in STAGES for world in (1, 2, 4)
 SAMPLE_SAVED = ["none-1", "zero1-2", "zero3-4"]
 SAMPLE_LOADED = ["none-1", "zero0-2", "zero1-2", "zero2-4", "zero3-2", "zero3-4", "zero2_offload-1"]
 
+SAVED_AT = 8  # as elastic_worker has it
 Found = dict[str, Any]
 
 
@@ -66,17 +67,17 @@ def worst(found: list[float], wanted: list[float]) -> float:
 def test_every_shape_goes_on_from_every_state(matrix):
     saved, loaded = matrix
     reference = saved["none-1"]
-    rows = []
-    for shape, found in loaded.items():
+    found = {}
+    for shape, runs in loaded.items():
         for origin in saved:
-            run = found[origin]
-            row = (run["probe"], worst(run["losses"], reference["losses"]), worst(run["norms"], reference["norms"]))
-            rows.append((*row, f"{origin} -> {shape}"))
-    worst_probe, worst_loss, worst_norm = (max(row[column] for row in rows) for column in range(3))
-    print(f"{len(rows)} resumes: probe within {worst_probe:.1e}, losses {worst_loss:.1e}, norms {worst_norm:.1e}")
-    assert worst_probe < 1e-6, max(rows)
-    assert worst_loss < 1e-6, max(rows, key=lambda row: row[1])
-    assert worst_norm < 1e-5, max(rows, key=lambda row: row[2])
+            run = runs[origin]
+            losses, norms = (worst(run[what], reference[what][SAVED_AT:]) for what in ("losses", "norms"))
+            found[f"{origin} -> {shape}"] = (run["probe"], losses, norms)
+    probe, losses, norms = (max(values) for values in zip(*found.values(), strict=True))
+    print(f"{len(found)} resumes: probe within {probe:.1e}, losses {losses:.1e}, norms {norms:.1e}")
+    assert probe < 1e-6, found
+    assert losses < 1e-6, found
+    assert norms < 1e-5, found
 
 
 def test_the_same_shape_goes_on_bit_for_bit(matrix):
@@ -86,8 +87,9 @@ def test_the_same_shape_goes_on_bit_for_bit(matrix):
     for shape in same:
         run = loaded[shape][shape]
         assert run["probe"] == 0.0, shape
-        for what in ("losses", "norms", "weights"):
-            assert run[what] == saved[shape][what], f"{shape}: {what}"
+        for what in ("losses", "norms"):
+            assert run[what] == saved[shape][what][SAVED_AT:], f"{shape}: {what}"
+        assert run["weights"] == saved[shape]["weights"], shape
 
 
 def test_the_running_mean_goes_on_as_well(matrix):
