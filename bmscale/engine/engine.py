@@ -77,11 +77,15 @@ class Engine:
         self.file = deepspeed_config.read(choice) if choice else None
         self.training = training
         self.config = deepspeed_config.complete(self.file, training, world_size) if self.file else None
-        self.accelerator = process_group.start(self.config, training.precision)
+        # A hang is for the training to find, which knows whose it is; collectives give up after that.
+        timeout_minutes = max(30.0, 2 * (training.hang_minutes or 0))
+        self.accelerator = process_group.start(self.config, training.precision, timeout_minutes)
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
         self._names: dict[str, nn.Parameter] = {}
         self._keepers: dict[str, int] = {}
+        self.moved: Callable[[], None] = lambda: None
+        """Called with each forward of the model and each parameter that is read: long work comes forward."""
         # Without DeepSpeed the module itself, else DeepSpeed's engine around it, which has no types.
         self.wrapped: Any = None
 
@@ -139,6 +143,7 @@ class Engine:
             model, optimizer = self.accelerator.prepare(model, optimizer)
         self.wrapped, self.optimizer = model, optimizer
         self.module: nn.Module = model.module if self.file else model
+        self.module.register_forward_pre_hook(lambda *_: self.moved())
         self._names = dict(self.module.named_parameters())
         self._keepers = _even_shares(self.shapes(), self.world_size)
         self._base_rates = [group["lr"] for group in self._param_groups]
@@ -196,6 +201,7 @@ class Engine:
         target_tokens: int,
         data_step: int,
         rate_factor: float,
+        before_step: Callable[[], None] = lambda: None,
     ) -> StepOutcome:
         """One optimizer step over this rank's micro-batches, of which every rank has the same number.
 
@@ -213,6 +219,7 @@ class Engine:
                 losses = loss_function(self.wrapped, batch)
             sums += torch.stack([losses.loss.detach(), losses.nll.detach()]).to(wide)
             self._backward(losses.loss * (self.world_size / target_tokens), last=index == len(micro_batches) - 1)
+        before_step()
         grad_norm, skipped = self._step()
         if not skipped and self.training.ema_decay is not None:
             self._update_average(self.training.ema_decay)
@@ -288,6 +295,7 @@ class Engine:
         if kind != "master":
             self._link_moments()
         for name, parameter in self._names.items():
+            self.moved()
             yield name, self._read(parameter, kind)
 
     @property
@@ -307,6 +315,7 @@ class Engine:
         """
         self._link_moments()
         for name, parameter in self._names.items():
+            self.moved()
             start, count = self._share(name, parameter)
             for kind in self.state_kinds if count else ():
                 # A copy: DeepSpeed gives views of buffers that it uses again.
