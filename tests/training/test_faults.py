@@ -79,7 +79,7 @@ def outcomes(prepared) -> dict[str, Outcome]:
 
 
 def ours(stderr: str) -> str:
-    """What bmscale said: without the launcher, which warns (W1231 …) of its signals and reports (E1231 …) at the end."""
+    """What bmscale said, without the launcher: it warns (W1231 …) of its signals, and reports (E1231 …) at the end."""
     said = re.split(r"^E\d{4} ", stderr, maxsplit=1, flags=re.MULTILINE)[0]
     return re.sub(r"^W\d{4} .*\n", "", said, flags=re.MULTILINE)
 
