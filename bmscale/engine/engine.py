@@ -212,7 +212,8 @@ class Engine:
         spread. DeepSpeed averages gradients over ranks, which the factor world_size undoes.
 
         A loss or a gradient that is not finite skips the step. `refuse` is asked, on every rank, whether to skip it for
-        its finite loss (`StepOutcome.loss`) as well; all of them must answer alike.
+        its finite loss (`StepOutcome.loss`) as well; all of them must answer alike. `before_step` is called once the
+        gradients are there.
         """
         for group, rate in zip(self._param_groups, self._base_rates, strict=True):
             group["lr"] = rate * rate_factor
