@@ -174,6 +174,27 @@ def test_a_longer_run_goes_on(bmscale, trained):
     assert record["total_steps"] == 14
 
 
+def test_a_run_that_changes_shape_four_times_follows_the_data(bmscale, trained):
+    """Shrunk, grown, under other stages: every step trains on what it would have, with the losses it would have."""
+    settings = ["model.dropout=0.0", "training.log_every_steps=1", "evaluation.pairs=0", "evaluation.every_steps=99"]
+    shapes = [("none", 1), ("zero2", 2), ("zero3", 4), ("zero0", 1), ("zero1", 2)]
+    for number, (deepspeed, ranks) in enumerate(shapes, 1):
+        more = [f"training.deepspeed={deepspeed}", f"training.max_steps={3 * number}", "run=runs/shapes"]
+        result = bmscale("train", "tiny.yaml", *settings, *more, folder=trained, ranks=ranks)
+        assert number == 1 or "probe batch: loss" in result.stderr
+    bmscale("train", "tiny.yaml", *settings, "training.max_steps=15", "run=runs/one-shape", folder=trained)
+    changed, whole = (
+        [line for line in deterministic(trained / "runs" / name) if "loss" in line] for name in ("shapes", "one-shape")
+    )
+    assert [line["step"] for line in changed] == list(range(1, 16))
+    for one, other in zip(changed, whole, strict=True):
+        assert one["tokens"] == other["tokens"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+    starts = yaml.safe_load((trained / "runs/shapes/run.yaml").read_text())["starts"]
+    assert [start["world_size"] for start in starts] == [1, 2, 4, 1, 2]
+
+
 def test_best_follows_the_selected_score(bmscale, trained):
     settings = ["evaluation.select=chrf", "evaluation.every_steps=3", "run=runs/chrf"]
     bmscale("train", "tiny.yaml", *settings, folder=trained)
