@@ -4,8 +4,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 
 from bmscale.model import tokenization  # registers the tokenizer
 from bmscale.model.config import PRESETS, EncoderDecoderConfig, TransformerConfig
+from bmscale.model.encoder_decoder import EncoderDecoderForConditionalGeneration, EncoderDecoderModel
 from bmscale.model.loss import LossSums, cross_entropy, linear_cross_entropy
-from bmscale.model.transformer import EncoderDecoderForConditionalGeneration, EncoderDecoderModel
 
 AutoConfig.register(EncoderDecoderConfig.model_type, EncoderDecoderConfig, exist_ok=True)
 AutoModel.register(EncoderDecoderConfig, EncoderDecoderModel, exist_ok=True)
