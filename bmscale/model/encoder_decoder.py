@@ -199,8 +199,7 @@ class EncoderDecoderForConditionalGeneration(VocabularyModel, GenerationMixin):
         logits_BTV = self.lm_head(x_BTD)
         loss = None
         if labels is not None:
-            sums = cross_entropy(logits_BTV, labels, label_smoothing)
-            loss = sums.loss / (sums.tokens.clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+            loss = cross_entropy(logits_BTV, labels, label_smoothing).mean(num_items_in_batch)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits_BTV,

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Cache, PreTrainedModel
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
@@ -18,8 +17,9 @@ from bmscale.model.attention import SelfAttention
 from bmscale.model.config import TransformerConfig
 from bmscale.model.init import initialise_module
 from bmscale.model.layers import Head, Layer, TokenEmbedding
+from bmscale.model.masks import bidirectional_mask, find_segments
 from bmscale.model.norms import compute_dtype, make_norm
-from bmscale.model.positions import positions, rotation
+from bmscale.model.positions import find_positions, rotation
 
 
 class TransformerPreTrainedModel(PreTrainedModel):
@@ -115,11 +115,17 @@ class Encoder(Stack):
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
-        """Pieces (B, S), or scaled embeddings (B, S, D) in their place, to states (B, S, D)."""
-        x_BSD = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
-        position_S = positions(x_BSD.shape[1], 0, x_BSD.device)
-        mask = create_bidirectional_mask(self.config, x_BSD, attention_mask)
-        return BaseModelOutput(last_hidden_state=self.run(x_BSD, position_S, mask, **kwargs))
+        """Pieces (B, T), or scaled embeddings (B, T, D) in their place, to states (B, T, D).
+
+        `segment_ids` (B, T) tells the documents of packed rows apart (masks.py); position_ids count from 0 otherwise.
+        """
+        x_BTD = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        segment_ids = find_segments(segment_ids, position_ids, attention_mask, None)
+        mask = bidirectional_mask(self.config, x_BTD, attention_mask, segment_ids)
+        position = find_positions(x_BTD, position_ids, segment_ids)
+        return BaseModelOutput(last_hidden_state=self.run(x_BTD, position, mask, **kwargs))
