@@ -48,6 +48,8 @@ class Task:
     auto_class: str
     pipeline: str
     """The task as the Hugging Face hub names it."""
+    command: str | None
+    """The command that uses such a model; None where there is none."""
     writes: bool
     """Whether the model generates text."""
 
@@ -72,6 +74,7 @@ TASKS = {
             MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
             "AutoModelForSeq2SeqLM",
             "translation",
+            "translate",
             writes=True,
         ),
         Task(
@@ -84,6 +87,7 @@ TASKS = {
             MODEL_FOR_CAUSAL_LM_MAPPING,
             "AutoModelForCausalLM",
             "text-generation",
+            "generate",
             writes=True,
         ),
         Task(
@@ -96,6 +100,7 @@ TASKS = {
             MODEL_FOR_MASKED_LM_MAPPING,
             "AutoModelForMaskedLM",
             "fill-mask",
+            None,
             writes=False,
         ),
         Task(
@@ -108,6 +113,7 @@ TASKS = {
             MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
             "AutoModelForSequenceClassification",
             "text-classification",
+            "predict",
             writes=False,
         ),
     )
@@ -115,18 +121,17 @@ TASKS = {
 """The tasks by name."""
 
 
-def task_of(config: PreTrainedConfig) -> Task | None:
+def task_of(config: PreTrainedConfig) -> Task:
     """The task of a configuration's model: that of the class it names, else the first that knows such a
-    configuration; None where no task does."""
+    configuration. Raises ValueError where no task does."""
     candidates = [task for task in TASKS.values() if type(config) in task.classes]
+    if not candidates:
+        raise ValueError(f"no task has a model of configuration {type(config).__name__}")
     named = (config.architectures or [None])[0]
     exact = [task for task in candidates if task.classes[type(config)].__name__ == named]
-    return next(iter(exact or candidates), None)
+    return (exact or candidates)[0]
 
 
 def model_class(config: PreTrainedConfig) -> Any:
     """The class of a configuration's model. Raises ValueError where it has none of a task."""
-    task = task_of(config)
-    if task is None:
-        raise ValueError(f"no task has a model of configuration {type(config).__name__}")
-    return task.classes[type(config)]
+    return task_of(config).classes[type(config)]
