@@ -73,6 +73,22 @@ def test_a_cache_changes_no_text(name, beams, padded, ids):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("padding", [0, 2])
+def test_a_text_read_in_two_parts_is_the_whole(name, padding, ids):
+    """Without `generate`, which numbers positions itself."""
+    model = build(name)
+    ids[1, :padding] = 1
+    real = ids != 1
+    with torch.no_grad():
+        whole = model(input_ids=ids, attention_mask=real if padding else None).logits
+        first = model(input_ids=ids[:, :5], attention_mask=real[:, :5] if padding else None)
+        rest = model(
+            input_ids=ids[:, 5:], attention_mask=real if padding else None, past_key_values=first.past_key_values
+        )
+    torch.testing.assert_close(rest.logits, whole[:, 5:], atol=5e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
 def test_padding_on_the_left_changes_no_text(name, ids):
     model = build(name)
     options = {"min_new_tokens": 6, "max_new_tokens": 6, "do_sample": False}
