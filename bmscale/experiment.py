@@ -276,6 +276,8 @@ class RunFolder:
         self.results = path / "results.json"
         self.report = path / "report.html"
         self.exit = path / "exit.json"
+        self.logs = path / "logs"
+        self.submitted = path / "submitted"
 
 
 def read_experiment(config: str, overrides: list[str]) -> Experiment:

@@ -53,7 +53,9 @@ def check(
 ) -> bool:
     """Whether the folder holds a run to go on with. Raises BadInput when it holds another one, naming the keys."""
     if not folder.record.exists():
-        if folder.path.is_dir() and any(path.name not in ("log.txt", "exit.json") for path in folder.path.iterdir()):
+        # What a start that did not come far leaves, and what slurm/train.sh and `bmscale submit` write before it.
+        before = (folder.log, folder.exit, folder.logs, folder.submitted)
+        if folder.path.is_dir() and not set(folder.path.iterdir()) <= set(before):
             raise BadInput(f"{folder.path}: is not empty and holds no run.yaml; choose another run=FOLDER or empty it")
         return False
     record = read(folder)
