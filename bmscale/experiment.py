@@ -86,7 +86,7 @@ class SpikesConfig(Config):
     The deviation is 1.4826 times the median absolute deviation, and at least 0.5 % of the median.
     """
 
-    threshold: float = Field(8.0, gt=0, allow_inf_nan=False)
+    threshold: float = Field(8.0, gt=0)
     """Robust standard deviations above the median from which a loss is a spike."""
     window: Positive = 128
     """How many of the last steps that were taken the statistics are of."""

@@ -58,6 +58,10 @@ def run_bmscale(
     return result
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="slow proofs in full: all kills, the whole elastic matrix")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The README's quickstart is by far the longest test: with tests side by side it must not begin last."""
     items.sort(key=lambda item: "test_readme" not in item.nodeid)

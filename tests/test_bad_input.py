@@ -203,6 +203,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "weights and temperature": (nothing, "train x.yaml training.sampling.weights.train=2 training.sampling.temperature=5", r"exactly one of temperature and weights must be given; got both"),
     "a weight of nothing": (nothing, "train x.yaml training.sampling.weights.train=0", r"weights\.train must be above 0 and finite; got 0"),
     "tracker that is not installed": (nothing, "train x.yaml training.trackers=[tensorbord] run=runs/new", r"training\.trackers: must name trackers that are installed.*got 'tensorbord'"),
+    "more steps for statistics than are kept": (nothing, "train x.yaml training.spikes.window=20", r"training\.spikes: least must be at most window, 20; got 32"),
     "decay of 1": (nothing, "train x.yaml training.ema_decay=1", r"training\.ema_decay: must be less than 1; got 1"),
     "data not prepared": (remove("prepared"), "train x.yaml", r"prepared.*bmscale prepare"),
     "data truncated": (lambda: cut(str(next(Path("prepared/train").glob("*.bin"))), 4)(), "train x.yaml", r"prepared/train"),

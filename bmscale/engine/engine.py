@@ -64,7 +64,9 @@ class StepOutcome:
     grad_norm: float
     """Global gradient norm before clipping."""
     skipped: bool
-    """The gradient was not finite and the weights were left as they were."""
+    """Weights, moments and running mean were left as they were: the step was refused or its gradient not finite."""
+    refused: bool
+    """Skipped for its loss, which was not finite or which the caller refused."""
 
 
 class Engine:
@@ -196,29 +198,56 @@ class Engine:
         target_tokens: int,
         data_step: int,
         rate_factor: float,
+        refuse: Callable[[float], bool] | None = None,
     ) -> StepOutcome:
         """One optimizer step over this rank's micro-batches, of which every rank has the same number.
 
         `target_tokens` counts the whole global step, so that the loss is a true mean over its tokens however they are
         spread. DeepSpeed averages gradients over ranks, which the factor world_size undoes.
+
+        A loss or a gradient that is not finite skips the step. `refuse` is asked, on every rank, whether to skip it for
+        its finite loss (`StepOutcome.loss`) as well; all of them must answer alike.
         """
         for group, rate in zip(self._param_groups, self._base_rates, strict=True):
             group["lr"] = rate * rate_factor
         wide = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs have no fp64
         sums = torch.zeros(2, dtype=wide, device=self.device)
         self.wrapped.train()
+        refused = False
         for index, batch in enumerate(micro_batches):
+            last = index == len(micro_batches) - 1
             self.seed_micro_batch(data_step, index)
             with self.autocast():
                 losses = loss_function(self.wrapped, batch)
             sums += torch.stack([losses.loss.detach(), losses.nll.detach()]).to(wide)
-            self._backward(losses.loss * (self.world_size / target_tokens), last=index == len(micro_batches) - 1)
+            scaled = losses.loss * (self.world_size / target_tokens)
+            if last and refuse is not None:
+                process_group.sum_over_ranks(sums)
+                loss = float(sums[0]) / target_tokens
+                refused = math.isfinite(loss) and refuse(loss)
+            if last:
+                scaled = scaled * self._veto(sums[0], refused)
+            self._backward(scaled, last=last)
         grad_norm, skipped = self._step()
+        if refuse is None:
+            process_group.sum_over_ranks(sums)
+        loss, nll = (sums / target_tokens).tolist()
+        refused = refused or not math.isfinite(loss)
+        if refused and not skipped:
+            raise RuntimeError(f"data step {data_step}: loss {loss} was refused, and the step was taken all the same")
         if not skipped and self.training.ema_decay is not None:
             self._update_average(self.training.ema_decay)
-        process_group.sum_over_ranks(sums)
-        loss, nll = (sums / target_tokens).tolist()
-        return StepOutcome(loss, nll, grad_norm, skipped)
+        return StepOutcome(loss, nll, grad_norm, skipped, refused)
+
+    def _veto(self, loss_sum: torch.Tensor, refused: bool) -> torch.Tensor:
+        """The factor of the last loss of a step: NaN makes it a step that is skipped, 1 lets it be.
+
+        A gradient that is not finite is the only one that every ZeRO stage drops whole, with what it has accumulated
+        of earlier micro-batches. A loss that is not finite may have a finite gradient, so it is looked at as well: of
+        this rank's micro-batches, on the device and without waiting for it, since one NaN reaches every rank.
+        """
+        good = torch.isfinite(loss_sum) & (not refused)
+        return torch.where(good, 1.0, math.nan)
 
     def _backward(self, loss: torch.Tensor, *, last: bool) -> None:
         if not self.file:
@@ -234,6 +263,11 @@ class Engine:
             norm = float(self.wrapped.get_global_grad_norm())
             # DeepSpeed reports a norm that is not finite as -1 or leaves the last one, and sets `overflow`.
             skipped = bool(getattr(self.wrapped.optimizer, "overflow", False))
+            if skipped and self.stage == 2:
+                # With offload in bf16 it keeps what it has accumulated, and would skip every later step as well
+                # (DeepSpeed 0.19.8, stage_1_and_2.py `step`; without offload it does this itself).
+                accumulated = self.wrapped.optimizer.averaged_gradients
+                accumulated.update(dict.fromkeys(accumulated))
             return (math.nan if skipped else norm), skipped
         # Stage 0 neither reports the norm in fp32 nor skips a step that is not finite.
         gradients = [parameter.grad for parameter in self._names.values() if parameter.grad is not None]

@@ -33,6 +33,7 @@ from bmscale.training.models import Models
 from bmscale.training.optimizer import make_optimizer
 from bmscale.training.schedule import rate_factor
 from bmscale.training.signals import Interrupted, Signals
+from bmscale.training.spikes import SpikeDetector
 from bmscale.training.standing import Standing
 from bmscale.training.states import States
 from bmscale.training.step_data import PreparedData, StepData, StepReader
@@ -193,6 +194,7 @@ class _Loop:
         self.loss_function = partial(batch_loss, label_smoothing=experiment.training.label_smoothing)
         self.states = States(self.run.states, engine, experiment.training, self.probe, self.empty_step, self.record)
         self.models = Models(experiment, engine, data, config, self.record)
+        self.spikes = SpikeDetector(experiment.training.spikes) if experiment.training.spikes else None
         self.last_validation: Validation | None = None
         self.rate_factor = 0.0
 
@@ -203,6 +205,7 @@ class _Loop:
         training = self.experiment.training
         self.progress = Progress(self.total_steps, standing.data_step, enabled=self.engine.is_main)
         self.window = Window(standing.window)
+        self.judge_by(standing)
         try:
             standing = self.validate_if_due(standing)  # a run that was asked to leave while it validated
             self.signals.check()
@@ -238,13 +241,23 @@ class _Loop:
             target_tokens=step_data.target_tokens,
             data_step=standing.data_step,
             rate_factor=self.rate_factor,
+            refuse=self.spikes.is_spike if self.spikes else None,
         )
         seconds = standing.seconds + self.window.lap(step_data, outcome)
         self.progress.step(outcome.nll)
         standing = standing.after_step(step_data.target_tokens, skipped=outcome.skipped)
         if outcome.skipped:
-            self.record({"step": standing.data_step, "event": "skipped", "loss_seen": outcome.loss})
+            why = "loss" if outcome.refused else "gradient"
+            self.record({"step": standing.data_step, "event": "skipped", "for_its": why, "loss_seen": outcome.loss})
+        elif self.spikes:
+            self.spikes.accept(outcome.loss)
+            standing = standing.with_(recent_losses=self.spikes.values)
         return standing.with_(seconds=seconds, window=self.window.sums)
+
+    def judge_by(self, standing: Standing) -> None:
+        """Judge the losses to come by those of a training state."""
+        if self.spikes:
+            self.spikes.values = list(standing.recent_losses)
 
     # -- around the steps --------------------------------------------------------------------------------------------
 
@@ -384,6 +397,7 @@ class _Loop:
         earlier = self.states.roll_back(standing)
         if earlier is None:
             raise Diverged(f"step {step}: {why}, and no earlier state was saved to go back to; {advice}")
+        self.judge_by(earlier)
         event = {"step": step, "event": "rolled_back", "why": why, "to_optimizer_step": earlier.optimizer_step}
         self.record({**event, "rollbacks": earlier.rollbacks})
         log.warning(

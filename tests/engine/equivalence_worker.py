@@ -23,9 +23,7 @@ from bmscale.experiment import OptimizerConfig, TrainingConfig
 from bmscale.model import EncoderDecoderConfig, EncoderDecoderForConditionalGeneration
 from bmscale.model.init import initial_value
 from bmscale.model.loss import LossSums
-from bmscale.training import checkpoint
 from bmscale.training.optimizer import make_optimizer
-from bmscale.training.standing import Standing
 
 VOCABULARY = 60
 CONFIG = EncoderDecoderConfig(
@@ -59,10 +57,26 @@ def micro_batches(step: int, rank: int, world_size: int) -> list:
     return [make_batch(*zip(*piece, strict=True)) if piece else empty_batch() for piece in mine]
 
 
-def poisoned(loss_function: LossFunction, model: torch.nn.Module, batch: Any) -> LossSums:
-    """A loss that is not finite, and so are its gradients."""
+TROUBLE = {2: "gradient", 4: "spike", 6: "loss", 7: "loss, unasked"}
+"""The steps of --trouble: a gradient that is not finite, a finite spike of the loss, a loss that is not finite though
+its gradient is; the last without asking whether to refuse it."""
+
+
+def troubled(kind: str, loss_function: LossFunction, model: torch.nn.Module, batch: Any) -> LossSums:
+    """A loss with the trouble, in micro-batches that hold anything at all: so not in all of a rank's."""
     sums = loss_function(model, batch)
-    return LossSums(loss=sums.loss * float("nan"), nll=sums.nll, tokens=sums.tokens)
+    loss = sums.loss * (100.0 if kind == "spike" and sums.tokens else 1.0)
+    if kind == "gradient" and sums.tokens:
+        loss.register_hook(lambda gradient: gradient * float("nan"))
+    if kind.startswith("loss") and sums.tokens:
+        loss = loss + float("inf")
+    return LossSums(loss=loss, nll=sums.nll, tokens=sums.tokens)
+
+
+def snapshot(engine: Engine) -> dict[Any, Any]:
+    """All of this rank that a step changes: masters, moments, running mean, and how many steps Adam counts."""
+    counts = {index: float(state["step"]) for index, state in enumerate(engine._base_optimizer.state.values())}
+    return {(piece.name, piece.kind): piece.values.numpy().tobytes() for piece in engine.pieces()} | counts
 
 
 def main() -> None:
@@ -74,11 +88,7 @@ def main() -> None:
     parser.add_argument("--clip-norm", type=float)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--break-it", choices=("accumulation", "world_size"))
-    parser.add_argument("--poison-step", type=int, default=-1)
-    parser.add_argument("--omit-step", type=int, default=-1)
-    parser.add_argument("--save-at", type=int, default=-1)
-    parser.add_argument("--states", type=Path)
-    parser.add_argument("--load", action="store_true")
+    parser.add_argument("--trouble", choices=("refused", "taken", "omitted"))
     parser.add_argument("--ema-decay", type=float)
     options = parser.parse_args()
 
@@ -109,30 +119,27 @@ def main() -> None:
         engine._backward = wrong  # type: ignore[method-assign]
 
     loss_function = partial(batch_loss, label_smoothing=0.1)
-    standing = Standing()
-    if options.load:
-
-        def empty_step() -> None:
-            engine.train_step([empty_batch()], loss_function, target_tokens=1, data_step=0, rate_factor=0.0)
-
-        reader = checkpoint.StateReader(checkpoint.list_states(options.states)[-1])
-        standing = reader.manifest.standing
-        engine.load_state(reader, standing.optimizer_step, empty_step)
-    losses, norms, skipped = [], [], []
+    losses, norms, skipped, refused, changed = [], [], [], [], []
+    refuse = None if options.trouble in (None, "omitted") else lambda loss: options.trouble == "refused" and loss > 6
     by_hand: dict[str, torch.Tensor] = {}
-    for step in range(standing.data_step, options.steps):
-        if step == options.omit_step:
+    for step in range(options.steps):
+        trouble = TROUBLE.get(step, "") if options.trouble else ""
+        if trouble and options.trouble == "omitted":
             continue
         target_tokens = sum(len(target) for _, target in pairs_of_step(step))
-        poison = step == options.poison_step and engine.rank == engine.world_size - 1
-        function: LossFunction = partial(poisoned, loss_function) if poison else loss_function
+        mine = trouble and engine.rank == engine.world_size - 1
+        function: LossFunction = partial(troubled, trouble, loss_function) if mine else loss_function
+        before = snapshot(engine) if trouble else {}
         outcome = engine.train_step(
             micro_batches(step, engine.rank, engine.world_size),
             function,
             target_tokens=target_tokens,
             data_step=step,
             rate_factor=1.0,
+            refuse=None if trouble.endswith("unasked") else refuse,
         )
+        if trouble and process_group.any_rank([snapshot(engine) != before])[0]:
+            changed.append(step)
         if options.ema_decay:
             decay = min(options.ema_decay, (2 + step) / (11 + step))
             for name, tensor in engine.weights():
@@ -141,17 +148,14 @@ def main() -> None:
         losses.append(outcome.loss)
         norms.append(outcome.grad_norm)
         skipped.append(outcome.skipped)
-        standing = standing.after_step(target_tokens, skipped=outcome.skipped)
-        if step + 1 == options.save_at:
-            save = checkpoint.Save(options.states, engine, standing, None)
-            save.write(background=False)
-            save.commit(keep=2)
+        refused.append(outcome.refused)
     weights = {name: tensor.double().sum().item() for name, tensor in engine.weights()}
     average = {}
     if options.ema_decay:
         average = {name: tensor.double().norm().item() for name, tensor in engine.weights(AVERAGE)}
     if engine.is_main:
         result = {"losses": losses, "norms": norms, "skipped": skipped, "weights": weights, "is": engine.describe()}
+        result |= {"refused": refused, "changed": changed}
         result |= {"average": average, "average_by_hand": {name: by_hand[name].norm().item() for name in average}}
         options.out.write_text(json.dumps(result))
     process_group.stop()
