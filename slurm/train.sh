@@ -121,10 +121,30 @@ meet(*sys.argv[1:])' "$host" "$port" "$nodes" "$SLURM_NODEID" "$patience" \
       "with them, and did not; of the job's $nodes nodes, one that no such line names never came"
 }
 
+# Whether a file is of this start: those that an earlier one left say nothing of it. It is opened first, so that a
+# shared file system looks anew.
+is_new() { cat "$1" >/dev/null 2>&1 && [ "$1" -nt "$run/logs/job" ]; }
+
+# Whether ranks of this start have begun and not ended, neither well nor with an error of their own.
+has_open_ranks() {
+  local file
+  for file in "$run"/ranks/rank-*.json; do
+    is_new "$file" && grep -q '"error": null' "$file" && return 0
+  done
+  return 1
+}
+
+# srun kills the other nodes as soon as this one has failed, and a minute after it is done. Their ranks may still be
+# finding out what happened, or be writing: until exit.json tells, this node stays, so many seconds at most.
+stay() {
+  local left=$1
+  while has_open_ranks && ! is_new "$run/exit.json" && ((left-- > 0)); do sleep 1; done
+}
+
 # SLURM sends its signals to all processes of a step. This shell and tee wait until the ranks have saved.
 train_on_node() {
   enter_environment
-  local cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}} file
+  local cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}} code=0 file
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cpus > ranks ? cpus / ranks : 1))}
   export PET_RDZV_ID=$rendezvous # what torchrun takes for --rdzv-id, for which accelerate has no option
   # In a clone the file is launch/multi_node.yaml; where pip put the package, it is inside it.
@@ -133,7 +153,9 @@ train_on_node() {
   accelerate launch --config_file "$file" --num_machines "$nodes" --num_processes "$((nodes * ranks))" \
     --machine_rank "$SLURM_NODEID" --main_process_ip "$host" --main_process_port "$port" \
     --deepspeed_multinode_launcher standard "${sharding[@]}" -m bmscale train "$@" 2>&1 \
-    | { trap '' TERM USR1; tee -a "$run/logs/$SLURM_JOB_ID-$SLURMD_NODENAME.txt" || true; }
+    | { trap '' TERM USR1; tee -a "$run/logs/$SLURM_JOB_ID-$SLURMD_NODENAME.txt" || true; } || code=$?
+  if [ "$code" = 0 ]; then stay 1800; else stay 30; fi
+  return "$code"
 }
 
 # From here on: the batch script, on the first node.
@@ -205,7 +227,7 @@ trap 'asked=1 again=1; tell_ranks' USR1 TERM
 on_each_node() {
   local code definitions
   definitions=$(declare -p folder environment gpus ranks nodes host port sharding patience rendezvous run
-    declare -f say fail sick enter_environment check_node check_compiler check_gpus meet train_on_node)
+    declare -f)
   srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpu-bind=none --export=ALL "${@:2}" \
     bash -euo pipefail -c "$definitions"$'\n'"$1"' "$@"' bmscale "${arguments[@]}" &
   step=$!
@@ -233,9 +255,6 @@ claim_run() {
   echo "$SLURM_JOB_ID" >"$run/logs/job"
 }
 
-# Which exit.json it is: one that an earlier start left says nothing of this one. Read first, so that a shared file
-# system looks anew.
-exit_stamp() { cat "$run/exit.json" >/dev/null 2>&1 && stat --format='%i %y' "$run/exit.json"; }
 exit_value() { sed -n "s/.*\"$1\": *\"\{0,1\}\([a-z_0-9]*\).*/\1/p" "$run/exit.json"; }
 
 # Whoever cancels a job does not want it back. SLURM calls it COMPLETING as soon as it ends it, for its time limit too.
@@ -287,13 +306,12 @@ claim_run
 [ -z "$asked" ] || finish preempted 75
 
 # The first node that fails ends the others, which would wait for it in vain; so does the first that is done, a minute
-# later. Ranks of other nodes stay until rank 0 has written everything, so that this ends only what hangs.
-before=$(exit_stamp) || true
+# later (see `stay`).
 code=0
 on_each_node train_on_node --kill-on-bad-exit=1 --wait=60 || code=$?
-# srun returns the highest code of a node. Of one that SLURM ended because another had failed that is 143 or 137, and
-# not what happened: the launcher returns 1 for every failure.
+if is_new "$run/exit.json"; then finish "$(exit_value class)" "$(exit_value code)"; fi
+if has_open_ranks; then finish lost_rank 5; fi
+# Nothing was begun. srun returns the highest code of a node; of one that SLURM ended because another had failed that is
+# 143 or 137, and not what happened: the launcher returns 1 for every failure.
 case $code in 143 | 137) code=1 ;; esac
-after=$(exit_stamp) || true
-if [ -z "$after" ] || [ "$after" = "$before" ]; then finish "" "$code"; fi
-finish "$(exit_value class)" "$(exit_value code)"
+finish "" "$code"
