@@ -135,26 +135,28 @@ has_open_ranks() {
 }
 
 # srun kills the other nodes as soon as this one has failed, and a minute after it is done. Their ranks may still be
-# finding out what happened, or be writing: until exit.json tells, this node stays, so many seconds at most.
+# finding out what happened, or be writing: until exit.json tells, this node stays, and lets the first one go first.
 stay() {
-  local left=$1
+  local code=$1 left
+  left=$((code == 0 ? 1800 : 30))
   while has_open_ranks && ! is_new "$run/exit.json" && ((left-- > 0)); do sleep 1; done
+  [ "$code" = 0 ] || [ "$SLURM_NODEID" = 0 ] || [ -n "$ended" ] || sleep 20
 }
 
 # SLURM sends its signals to all processes of a step. This shell and tee wait until the ranks have saved.
 train_on_node() {
   enter_environment
-  local cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}} code=0 file
+  local cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}} code=0 ended="" file
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cpus > ranks ? cpus / ranks : 1))}
   export PET_RDZV_ID=$rendezvous # what torchrun takes for --rdzv-id, for which accelerate has no option
   # In a clone the file is launch/multi_node.yaml; where pip put the package, it is inside it.
   file=$(python -c 'from bmscale.config import shipped_file; print(shipped_file("launch", "multi_node.yaml"))')
-  trap : TERM USR1
+  trap 'ended=1' TERM USR1
   accelerate launch --config_file "$file" --num_machines "$nodes" --num_processes "$((nodes * ranks))" \
     --machine_rank "$SLURM_NODEID" --main_process_ip "$host" --main_process_port "$port" \
     --deepspeed_multinode_launcher standard "${sharding[@]}" -m bmscale train "$@" 2>&1 \
     | { trap '' TERM USR1; tee -a "$run/logs/$SLURM_JOB_ID-$SLURMD_NODENAME.txt" || true; } || code=$?
-  if [ "$code" = 0 ]; then stay 1800; else stay 30; fi
+  stay "$code"
   return "$code"
 }
 
@@ -218,7 +220,7 @@ tell_ranks() {
 }
 
 asked="" again="" step="" run=""
-trap 'asked=1 again=1; tell_ranks' USR1 TERM
+trap 'asked=1 again=1; say "a signal came: the ranks are asked to save and end"; tell_ranks' USR1 TERM
 
 # One task a node. The functions travel as text, so that each node expands its own variables; with --export=ALL also
 # where sbatch was given --export=NONE. A task has all CPUs that the job has on its node, and no rank is pinned to one.

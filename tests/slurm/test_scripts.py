@@ -87,12 +87,12 @@ def programs(tmp_path) -> Path:
     return folder
 
 
-def start(programs: Path, *arguments: str, script: Path = TRAIN, **variables: str) -> subprocess.Popen[str]:
+def start(programs: Path, *arguments: str, script: Path | str = TRAIN, **variables: str) -> subprocess.Popen[str]:
     """Run a script as SLURM runs it: a copy elsewhere, with the variables of a job of two nodes."""
     spool = programs.parent / "spool"
     spool.mkdir(exist_ok=True)
     copy = spool / "slurm_script"
-    copy.write_text(script.read_text())
+    copy.write_text(Path(script).read_text())
     submitted = programs.parent / "work here"
     submitted.mkdir(exist_ok=True)
     record = programs.parent / "record"
@@ -122,7 +122,7 @@ def start(programs: Path, *arguments: str, script: Path = TRAIN, **variables: st
 
 
 def submit(
-    programs: Path, *arguments: str, script: Path = TRAIN, **variables: str
+    programs: Path, *arguments: str, script: Path | str = TRAIN, **variables: str
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """The same to its end, and what the stand-ins recorded."""
     job = start(programs, *arguments, script=script, **variables)
