@@ -4,19 +4,17 @@ Imports stand inside the commands, so that `bmscale --help` answers at once and 
 """
 
 import argparse
-import errno
 import json
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from bmscale import __version__
-from bmscale.errors import BadInput, BmscaleError, OutOfMemory
+from bmscale import __version__, errors
+from bmscale.errors import BadInput, BmscaleError
 
 if TYPE_CHECKING:
     from bmscale.inference.translator import SearchOptions
@@ -39,20 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = options.command(options)
         return int(code or 0)
-    except BmscaleError as error:
-        return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
     except BrokenPipeError:
         # The reader of our output went away (`| head`): not an error, but the interpreter must not flush again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except MemoryError:
-        return _fail("out of memory", OutOfMemory.exit_code)
-    except OSError as error:
-        # A disk that is full is no mistake of the user's; a file that cannot be opened or made is.
-        code = 1 if error.errno == errno.ENOSPC else BadInput.exit_code
-        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", code)
+    except (BmscaleError, KeyboardInterrupt, MemoryError, OSError) as error:
+        return _fail(errors.message(error), errors.exit_code(error))
 
 
 def _fail(message: str, code: int) -> int:
@@ -166,32 +156,18 @@ def _train(options: argparse.Namespace) -> int:
         preflight.check(experiment)
         print(experiment.run_folder.path)
         return 0
-    from bmscale.engine import process_group
     from bmscale.evaluation.report import write_report_or_warn
-    from bmscale.training import record
+    from bmscale.training import ending, record
     from bmscale.training.train import train
 
     run = experiment.run_folder
-    try:
-        ending = train(experiment, new_schedule=options.new_schedule)
-    except BadInput:
-        raise  # nothing was started, so nothing is recorded
-    except BaseException as error:
-        code = _exit_code(error)
-        record.write_exit(run, code, str(error) or type(error).__name__)
-        if isinstance(error, BmscaleError | KeyboardInterrupt | OSError):
-            raise
-        traceback.print_exc()
-        raise BmscaleError(f"{type(error).__name__}: {error}", code) from None
-    process_group.stop()
-    code = record.exit_code(ending.kind)
+    ended = ending.of(run, lambda: train(experiment, new_schedule=options.new_schedule))
     if os.environ.get("RANK", "0") == "0":
-        record.write_exit(run, code, ending.message, ending.kind)
         write_report_or_warn(run)
-        if ending.kind == "done":
+        if ended.kind == "done":
             print(f"evaluate:  bmscale evaluate {run.path} --test FILE", file=sys.stderr)
             print(f"translate: echo 'A sentence.' | bmscale translate {run.best}", file=sys.stderr)
-    return code
+    return record.exit_code(ended.kind)
 
 
 SBATCH_OPTIONS = {
@@ -277,17 +253,6 @@ def _checkpoint(options: argparse.Namespace) -> int:
     for row in found:
         print(row if isinstance(row, str) else json.dumps(row, ensure_ascii=False))
     return int(damaged)
-
-
-def _exit_code(error: BaseException) -> int:
-    """The exit code of a training that ended with `error`."""
-    if isinstance(error, BmscaleError):
-        return error.exit_code
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
-        return OutOfMemory.exit_code
-    if isinstance(error, OSError) and error.errno != errno.ENOSPC:
-        return BadInput.exit_code
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,8 @@ The codes are a contract (README, "Exit codes"): 0 done, 1 failed, 2 bad input, 
 5 lost rank or hang, 75 preempted (requeue me).
 """
 
+import errno
+
 
 class BmscaleError(Exception):
     """A failure with a message made for the person who reads it: shown without a traceback."""
@@ -37,3 +39,31 @@ class LostRank(BmscaleError):
     """A rank died or stopped answering."""
 
     exit_code = 5
+
+
+def exit_code(error: BaseException) -> int:
+    """The code of any error, those of Python and torch included."""
+    if isinstance(error, BmscaleError):
+        return error.exit_code
+    # torch's own for accelerators, by its name: this file imports no torch. On CPUs it raises a plain RuntimeError.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return OutOfMemory.exit_code
+    if isinstance(error, RuntimeError) and ("out of memory" in str(error) or "can't allocate memory" in str(error)):
+        return OutOfMemory.exit_code
+    if isinstance(error, OSError):
+        # A disk that is full is no mistake of the user's; a file that cannot be opened or made is.
+        return 1 if error.errno == errno.ENOSPC else BadInput.exit_code
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def message(error: BaseException) -> str:
+    """What to say of any error where no traceback says it."""
+    if isinstance(error, BmscaleError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'input or output'}: {error.strerror or error}"
+    return f"{type(error).__name__}: {error}"

@@ -156,6 +156,9 @@ class TrainingConfig(Config):
     12 bytes a parameter over the ranks, once more."""
     max_failed_saves: int = Field(5, ge=0)
     """How many saves in a row may fail, as on a full disk, before the run ends."""
+    hang_minutes: float | None = Field(15.0, gt=0, allow_inf_nan=False)
+    """Minutes without any rank coming forward after which the run ends and names the one that holds the others up; null
+    waits for ever. The first step counts from its beginning, what comes before it (building, compiling) does not."""
     early_stopping_patience: Positive | None = None
     """Stop after so many validations without a better one; null never stops early."""
 
@@ -278,6 +281,7 @@ class RunFolder:
         self.exit = path / "exit.json"
         self.logs = path / "logs"
         self.submitted = path / "submitted"
+        self.ranks = path / "ranks"
 
 
 def read_experiment(config: str, overrides: list[str]) -> Experiment:

@@ -87,16 +87,16 @@ NOUNS = {
         lemonade - f Limonade Limonade -
     """,
     "text": """
-        book books n Buch Buches Bücher lay,small
+        book books n Buch Buches Bücher lay,small,printed
         letter letters m Brief Briefes Briefe lay,written,open,sent
         poem poems n Gedicht Gedichts Gedichte written
         story stories f Geschichte Geschichte Geschichten written,told
         message messages f Nachricht Nachricht Nachrichten written,sent,told
         report reports m Bericht Berichts Berichte written,sent
-        novel novels m Roman Romans Romane written,lay
+        novel novels m Roman Romans Romane written,lay,printed
     """,
     "press": """
-        newspaper newspapers f Zeitung Zeitung Zeitungen text,lay
+        newspaper newspapers f Zeitung Zeitung Zeitungen text,lay,printed
     """,
     "thing": """
         lamp lamps f Lampe Lampe Lampen machine,goods
@@ -286,7 +286,7 @@ ADJECTIVES = """
 TRANSITIVE = """
     see saw sehen sieht gesehen h e person,animal,vehicle -
     hear heard hören hört gehört h e person,animal -
-    buy bought kaufen kauft gekauft h a goods,food,drink,clothes,text,owned shop
+    buy bought kaufen kauft gekauft h a goods,food,drink,clothes,printed,owned shop
     sell sold verkaufen verkauft verkauft h a goods,owned,clothes shop
     find found finden findet gefunden h e small,clothes,pet outdoors
     need needed brauchen braucht gebraucht h s/brauchte goods,use,clothes,dish -

@@ -79,11 +79,15 @@ class Engine:
         self.file = deepspeed_config.read(choice) if choice else None
         self.training = training
         self.config = deepspeed_config.complete(self.file, training, world_size) if self.file else None
-        self.accelerator = process_group.start(self.config, training.precision)
+        # A hang is for the training to find, which knows whose it is; collectives give up after that.
+        timeout_minutes = max(30.0, 2 * (training.hang_minutes or 0))
+        self.accelerator = process_group.start(self.config, training.precision, timeout_minutes)
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
         self._names: dict[str, nn.Parameter] = {}
         self._keepers: dict[str, int] = {}
+        self.moved: Callable[[], None] = lambda: None
+        """Called with each forward of the model and each parameter that is read: long work comes forward."""
         # Without DeepSpeed the module itself, else DeepSpeed's engine around it, which has no types.
         self.wrapped: Any = None
 
@@ -141,6 +145,7 @@ class Engine:
             model, optimizer = self.accelerator.prepare(model, optimizer)
         self.wrapped, self.optimizer = model, optimizer
         self.module: nn.Module = model.module if self.file else model
+        self.module.register_forward_pre_hook(lambda *_: self.moved())
         self._names = dict(self.module.named_parameters())
         self._keepers = _even_shares(self.shapes(), self.world_size)
         self._base_rates = [group["lr"] for group in self._param_groups]
@@ -198,6 +203,7 @@ class Engine:
         target_tokens: int,
         data_step: int,
         rate_factor: float,
+        before_step: Callable[[], None] = lambda: None,
         refuse: Callable[[float], bool] | None = None,
     ) -> StepOutcome:
         """One optimizer step over this rank's micro-batches, of which every rank has the same number.
@@ -206,7 +212,8 @@ class Engine:
         spread. DeepSpeed averages gradients over ranks, which the factor world_size undoes.
 
         A loss or a gradient that is not finite skips the step. `refuse` is asked, on every rank, whether to skip it for
-        its finite loss (`StepOutcome.loss`) as well; all of them must answer alike.
+        its finite loss (`StepOutcome.loss`) as well; all of them must answer alike. `before_step` is called once the
+        gradients are there.
         """
         for group, rate in zip(self._param_groups, self._base_rates, strict=True):
             group["lr"] = rate * rate_factor
@@ -228,6 +235,7 @@ class Engine:
             if last:
                 scaled = scaled * self._veto(sums[0], refused)
             self._backward(scaled, last=last)
+        before_step()
         grad_norm, skipped = self._step()
         if refuse is None:
             process_group.sum_over_ranks(sums)
@@ -322,6 +330,7 @@ class Engine:
         if kind != "master":
             self._link_moments()
         for name, parameter in self._names.items():
+            self.moved()
             yield name, self._read(parameter, kind)
 
     @property
@@ -341,6 +350,7 @@ class Engine:
         """
         self._link_moments()
         for name, parameter in self._names.items():
+            self.moved()
             start, count = self._share(name, parameter)
             for kind in self.state_kinds if count else ():
                 # A copy: DeepSpeed gives views of buffers that it uses again.

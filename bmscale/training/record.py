@@ -1,8 +1,11 @@
 """run.yaml: what a run is (its identity), what it was started with, and whether this start may go on with it."""
 
+import contextlib
 import json
+import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +15,7 @@ from typing import Any
 import yaml
 
 from bmscale.config import Config, Document, validate
-from bmscale.errors import BadInput
+from bmscale.errors import BadInput, LostRank
 from bmscale.experiment import Experiment, RunFolder
 
 PACKAGES = ("bmscale", "torch", "deepspeed", "transformers", "accelerate", "sacrebleu", "sentencepiece", "numpy")
@@ -54,8 +57,8 @@ def check(
     """Whether the folder holds a run to go on with. Raises BadInput when it holds another one, naming the keys."""
     if not folder.record.exists():
         # What a start that did not come far leaves, and what slurm/train.sh and `bmscale submit` write before it.
-        before = (folder.log, folder.exit, folder.logs, folder.submitted)
-        if folder.path.is_dir() and not set(folder.path.iterdir()) <= set(before):
+        before = {folder.log, folder.exit, folder.ranks, folder.logs, folder.submitted}
+        if folder.path.is_dir() and not before.issuperset(folder.path.iterdir()):
             raise BadInput(f"{folder.path}: is not empty and holds no run.yaml; choose another run=FOLDER or empty it")
         return False
     record = read(folder)
@@ -143,12 +146,47 @@ def exit_code(kind: str) -> int:
     return next((code for code, name in EXIT_CLASSES.items() if name == kind), 0)
 
 
-def write_exit(folder: RunFolder, code: int, message: str, kind: str | None = None) -> None:
-    """Write exit.json, for schedulers: launchers return 1 whatever their ranks returned."""
-    said = folder.exit.exists()
-    if folder.record.exists() and not (said and code == 1):  # what a rank knew better is not buried by "failed"
-        values = {"class": kind or EXIT_CLASSES[code], "code": code, "message": message}
-        folder.exit.write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_exit(
+    folder: RunFolder, code: int, message: str, kind: str | None = None, *, replace: bool = False, **facts: Any
+) -> bool:
+    """Write exit.json, for schedulers: launchers return 1 whatever their ranks returned.
+
+    The first rank to say why a start ended is believed, so the others get False and nothing is written: what they met
+    followed from that. But that a rank is lost, others only conclude: whoever knows more replaces it. `replace` does
+    not ask what is there; `facts` are further entries.
+    """
+    if not folder.record.exists():
+        return True
+    values = {"class": kind or EXIT_CLASSES[code], "code": code, "message": message, **facts}
+    content = json.dumps(values, ensure_ascii=False) + "\n"
+    if not replace:
+        with contextlib.suppress(FileExistsError), folder.exit.open("x", encoding="utf-8") as file:
+            file.write(content)
+            return True
+        said = (read_exit(folder) or {}).get("code")
+        if said != LostRank.exit_code or code == said:
+            return False
+    temporary = folder.exit.with_name(f".exit-{os.getpid()}.tmp")
+    temporary.write_text(content, encoding="utf-8")
+    temporary.replace(folder.exit)
+    return True
+
+
+def read_exit(folder: RunFolder) -> dict[str, Any] | None:
+    """The content of exit.json; None while there is none, or another rank is at writing it."""
+    try:
+        found: dict[str, Any] = json.loads(folder.exit.read_bytes())
+        return found
+    except (OSError, ValueError):
+        return None
+
+
+def say(folder: RunFolder, text: str) -> None:
+    """The last words of a start, to people: on stderr and in log.txt, from whichever rank."""
+    with contextlib.suppress(OSError):  # a full disk, a terminal that is gone
+        print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError), folder.log.open("a", encoding="utf-8") as file:
+        file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
 
 def versions() -> dict[str, Any]:

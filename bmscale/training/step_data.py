@@ -1,6 +1,6 @@
 """What a run trains on: the prepared folder, its plan of global steps, and this rank's batches of each step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,19 +111,27 @@ class StepReader:
         config: EncoderDecoderConfig,
         rank: int,
         world_size: int,
+        at: Callable[[str, int], None] = lambda phase, step: None,
     ) -> None:
+        """`at` hears what is waited for, and for which step (1 for the run's first)."""
+        self._at = at
         self._training, self._data, self._plan, self._config = experiment.training, data, plan, config
         self._limits = experiment.data.max_source_tokens, experiment.data.max_target_tokens
         self._rank, self._world_size = rank, world_size
 
     def steps(self, first: int, end: int) -> Iterator[StepData]:
         """Steps `first` up to, not including, `end`. Collective where subwords are sampled."""
-        with ThreadPoolExecutor(max_workers=1) as reader:
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="data reader") as reader:
             waiting = None
             for step in range(first, end + 1):
                 upcoming = reader.submit(self._read, step) if step < end else None
                 if waiting is not None:
-                    yield self._counted(waiting.result())
+                    self._at("reading data", step)
+                    step_data = waiting.result()
+                    if self._training.subword_sampling is not None:
+                        self._at("counting tokens", step)
+                        step_data = self._counted(step_data)
+                    yield step_data
                 waiting = upcoming
 
     def _read(self, step: int) -> StepData:
@@ -153,8 +161,6 @@ class StepReader:
     def _counted(self, step: StepData) -> StepData:
         """With sampled subwords only the ranks together know how many tokens the step has; the loss is a mean over
         them."""
-        if self._training.subword_sampling is None:
-            return step
         targets = sum(batch.target_tokens for batch in step.batches)
         sources = sum(int(batch.attention_mask.sum()) for batch in step.batches if batch.target_tokens)
         target_tokens, tokens = process_group.sum_over_ranks(torch.tensor([targets, targets + sources])).tolist()

@@ -10,7 +10,6 @@
 import logging
 import math
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,8 @@ from bmscale.evaluation.validation import Validation, Validator
 from bmscale.experiment import Experiment, RunFolder
 from bmscale.model import EncoderDecoderConfig, EncoderDecoderForConditionalGeneration
 from bmscale.model.init import initial_value
-from bmscale.training import checkpoint, kept_models, record
+from bmscale.training import checkpoint, kept_models, ranks, record
+from bmscale.training.ending import Ending
 from bmscale.training.metrics import Metrics, Progress, Window, model_flops_utilisation
 from bmscale.training.models import Models
 from bmscale.training.optimizer import make_optimizer
@@ -37,19 +37,11 @@ from bmscale.training.spikes import SpikeDetector
 from bmscale.training.standing import Standing
 from bmscale.training.states import States
 from bmscale.training.step_data import PreparedData, StepData, StepReader
+from bmscale.training.watchdog import LOADING, Watchdog
 
 log = logging.getLogger("bmscale")
 
 PROBE_PAIRS = 8
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a training ended that did not fail."""
-
-    kind: str
-    """done, preempted, interrupted or stopped: a class of exit.json."""
-    message: str
 
 
 def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
@@ -78,15 +70,22 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
         if engine.is_main:
             run.path.mkdir(parents=True, exist_ok=True)
             run.exit.unlink(missing_ok=True)
+            ranks.clear(run)
             _log_to(run.log)
             resources = {"world_size": engine.world_size, "engine": engine.describe(), "device": engine.device_name}
             record.write(run, experiment, identity, total_steps, resources)
-        build_model(engine, experiment, config)
-        settings, known = experiment.model_dump(), standing.trackers
-        opened = Trackers(engine.accelerator, trackers, experiment.name, run.path, settings, standing.data_step, known)
-        loop = _Loop(experiment, engine, data, plan, config, total_steps, opened, signals)
-        loop.announce()
-        return loop.run_steps(loop.resume(state))
+        process_group.barrier()  # from here on what is in the folder is of this start
+        limit = None if training.hang_minutes is None else 60 * training.hang_minutes
+        with Watchdog(run, engine.rank, engine.world_size, limit) as watchdog:
+            engine.moved = watchdog.moved
+            build_model(engine, experiment, config)
+            values, known = experiment.model_dump(), standing.trackers
+            opened = Trackers(
+                engine.accelerator, trackers, experiment.name, run.path, values, standing.data_step, known
+            )
+            loop = _Loop(experiment, engine, data, plan, config, total_steps, opened, signals, watchdog)
+            loop.announce()
+            return loop.run_steps(loop.resume(state))
 
 
 def _check_that_ranks_agree(run: RunFolder, identity: dict[str, Any]) -> None:
@@ -181,10 +180,11 @@ class _Loop:
         total_steps: int,
         trackers: Trackers,
         signals: Signals,
+        watchdog: Watchdog,
     ) -> None:
-        self.trackers, self.signals = trackers, signals
+        self.trackers, self.signals, self.at = trackers, signals, watchdog.at
         self.experiment, self.engine, self.data, self.plan = experiment, engine, data, plan
-        self.reader = StepReader(experiment, data, plan, config, engine.rank, engine.world_size)
+        self.reader = StepReader(experiment, data, plan, config, engine.rank, engine.world_size, self.at)
         self.total_steps = total_steps
         self.run: RunFolder = experiment.run_folder
         self.metrics = Metrics(self.run.metrics, enabled=engine.is_main)
@@ -235,14 +235,18 @@ class _Loop:
         """One optimizer step."""
         schedule = self.experiment.training.schedule
         self.rate_factor = rate_factor(standing.optimizer_step, schedule, self.total_steps)
+        step = standing.data_step + 1
+        self.at("forward and backward", step)
         outcome = self.engine.train_step(
             [batch.to(self.engine.device) for batch in step_data.batches],
             self.loss_function,
             target_tokens=step_data.target_tokens,
             data_step=standing.data_step,
             rate_factor=self.rate_factor,
+            before_step=lambda: self.at("optimizer step", step),
             refuse=self.spikes.is_spike if self.spikes else None,
         )
+        self.at("between steps", step)
         seconds = standing.seconds + self.window.lap(step_data, outcome)
         self.progress.step(outcome.nll)
         standing = standing.after_step(step_data.target_tokens, skipped=outcome.skipped)
@@ -346,6 +350,7 @@ class _Loop:
 
     def validate(self, standing: Standing) -> Standing:
         """Score the model on the validation set; keep it when it is the best so far."""
+        self.at("validating", standing.data_step)
         result = self.validator.run(between=self.signals.check)
         if not math.isfinite(result.loss.nll):
             return self.roll_back(standing, f"the validation loss is {result.loss.nll}")
@@ -354,6 +359,7 @@ class _Loop:
             self.samples.write(row)
         for line in result.lines(standing.data_step):
             self.progress.line(line)
+        self.at("writing the model", standing.data_step)
         select = self.experiment.evaluation.select
         if standing.best_by != select:  # figures of another kind cannot be compared: choose anew
             standing = standing.with_(best_by=select, best_value=None, stale_validations=0)
@@ -383,6 +389,7 @@ class _Loop:
         wanted = self.states.is_due(standing.data_step) or self.signals.save_wanted
         if wanted and standing.data_step < self.total_steps and not standing.skipped_in_a_row:
             self.signals.save_wanted = False
+            self.at("saving", standing.data_step)
             self.states.save(standing)
 
     def roll_back(self, standing: Standing, why: str) -> Standing:
@@ -394,6 +401,7 @@ class _Loop:
         advice = "lower training.optimizer.learning_rate or lengthen training.schedule.warmup_steps"
         if standing.rollbacks >= most:
             raise Diverged(f"step {step}: {why}, after {standing.rollbacks} rollbacks of at most {most}; {advice}")
+        self.at(LOADING, step)
         earlier = self.states.roll_back(standing)
         if earlier is None:
             raise Diverged(f"step {step}: {why}, and no earlier state was saved to go back to; {advice}")
@@ -404,12 +412,14 @@ class _Loop:
             "step %d: %s: rolled back to the weights after %d optimizer steps (rollback %d of at most %d)",
             *(step, why, earlier.optimizer_step, earlier.rollbacks, most),
         )
+        self.at("saving", step)
         self.states.save(earlier, wait=True)  # a death from here on must not bring the bad steps back
         return earlier
 
     def leave(self, standing: Standing) -> Ending:
         """Save the state at a boundary between two steps, because somebody asked the run to end."""
         kind, step, since = str(self.signals.ending), standing.data_step, self.signals.since
+        self.at("saving", step)
         saved = self.states.save(standing, wait=True)
         seconds = None if since is None else round(time.time() - since, 3)
         self.record({"step": step, "event": kind, "saved": saved, "seconds_from_signal_to_saved": seconds})
@@ -422,6 +432,7 @@ class _Loop:
     def finish(self, standing: Standing) -> Ending:
         """Write model/last, then the last state: a run whose state stands at the end is finished."""
         result = self.last_validation or self.validator.run()
+        self.at("writing the model", standing.data_step)
         written = self.models.write(self.run.last, standing, result)
         if self.experiment.training.ema_decay is not None and standing.optimizer_step:
             written = self.models.write(self.run.running_mean, standing, result, kind=AVERAGE) and written

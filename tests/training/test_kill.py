@@ -20,9 +20,7 @@ from bmscale.training.checkpoint import list_states
 
 WORKER = Path(__file__).parent / "kill_worker.py"
 SEED = 2026
-STEPS = 1500
 SETTINGS = [
-    f"training.max_steps={STEPS}",
     "training.save_every_steps=5",
     "training.log_every_steps=7",
     "training.deepspeed=zero2",
@@ -35,12 +33,14 @@ MAIN_ONLY = ("prepare", "manifest", "rename", "after the rename", "pointer", "re
 PHASES = (*BOTH, *MAIN_ONLY)
 
 
-def start(folder: Path, run: str, phase: str = "never", occurrence: int = 0, rank: int = 0) -> subprocess.Popen[str]:
+def start(
+    folder: Path, run: str, steps: int, phase: str = "never", occurrence: int = 0, rank: int = 0
+) -> subprocess.Popen[str]:
     """The command line, on two ranks, with a death in it or without."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     death = [str(WORKER), phase, str(occurrence), str(rank)]
     return subprocess.Popen(
-        [*launcher, *death, "train", "tiny.yaml", f"run={run}", *SETTINGS],
+        [*launcher, *death, "train", "tiny.yaml", f"run={run}", f"training.max_steps={steps}", *SETTINGS],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
@@ -112,10 +112,11 @@ def wait_for_start(job: subprocess.Popen[str]) -> list[str]:
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(prepared, request, tmp_path):
     full = request.config.getoption("--full")
     kills = 60 if full else 4
+    steps = 100 + 40 * kills
     shutil.copytree(prepared, tmp_path / "work")
     folder = tmp_path / "work"
     whole, killed = folder / "runs/whole", folder / "runs/killed"
-    reference = start(folder, "runs/whole")
+    reference = start(folder, "runs/whole", steps)
     _, said = reference.communicate(timeout=900)
     assert reference.returncode == 0, said[-3000:]
 
@@ -128,7 +129,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(prepare
         inside = number % 4 != 3  # three of four inside a save
         phase = phases[number] if inside else "any moment"
         rank = 0 if phase in MAIN_ONLY else chance.randrange(2)
-        job = start(folder, "runs/killed", phase if inside else "never", chance.randrange(2, 5), rank)
+        job = start(folder, "runs/killed", steps, phase if inside else "never", chance.randrange(2, 5), rank)
         lines = wait_for_start(job)
         if not inside:
             time.sleep(chance.uniform(0.0, 2.0))
@@ -144,7 +145,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(prepare
         hit[phase] = hit.get(phase, 0) + 1
         report.append((number, phase, rank, resumed, last_commit(killed)))
 
-    end = start(folder, "runs/killed")
+    end = start(folder, "runs/killed", steps)
     _, said = end.communicate(timeout=900)
     assert end.returncode == 0, said[-3000:]
     assert trained(killed) == trained(whole)

@@ -56,7 +56,7 @@ def test_bad_steps_in_a_row_send_the_run_back(trained):
 
 
 def test_a_run_that_stays_bad_is_given_up(trained):
-    result = poison(trained, "given-up", list(range(5, 99)), "training.max_rollbacks=1")
+    result = poison(trained, "given-up", list(range(5, 99)), "training.max_rollbacks=5")
     assert result.returncode == 3
     assert "and no earlier state was saved to go back to" in result.stderr
     assert json.loads((trained / "runs/given-up/exit.json").read_text())["class"] == "diverged"
