@@ -29,7 +29,10 @@ Under a launcher, which returns 1 whatever its ranks returned, read RUN/exit.jso
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command is not _submit:  # whose other options are those of sbatch
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.rest = rest
     _start_logging()
     try:
         code = options.command(options)
@@ -73,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_prepare(commands)
     _add_train(commands)
+    _add_submit(commands)
     _add_checkpoint(commands)
     _add_evaluate(commands)
     _add_report(commands)
@@ -128,6 +132,13 @@ def _add_train(commands: Commands) -> None:
         _train,
     )
     _add_experiment(parser)
+    _add_new_schedule(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check experiment, data and disk, print the run folder, write nothing"
+    )
+
+
+def _add_new_schedule(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--new-schedule",
         action="store_true",
@@ -139,6 +150,12 @@ def _train(options: argparse.Namespace) -> int:
     from bmscale.experiment import read_experiment
 
     experiment = read_experiment(options.config, options.overrides)
+    if options.dry_run:
+        from bmscale.cluster import preflight
+
+        preflight.check(experiment)
+        print(experiment.run_folder.path)
+        return 0
     from bmscale.evaluation.report import write_report_or_warn
     from bmscale.training import ending, record
     from bmscale.training.train import train
@@ -151,6 +168,49 @@ def _train(options: argparse.Namespace) -> int:
             print(f"evaluate:  bmscale evaluate {run.path} --test FILE", file=sys.stderr)
             print(f"translate: echo 'A sentence.' | bmscale translate {run.best}", file=sys.stderr)
     return record.exit_code(ended.kind)
+
+
+SBATCH_OPTIONS = {
+    "nodes": "N",
+    "gpus-per-node": "N",
+    "cpus-per-task": "N",
+    "time": "HH:MM:SS",
+    "partition": "NAME",
+    "account": "NAME",
+    "array": "1-N%%1",
+}
+
+
+def _add_submit(commands: Commands) -> None:
+    parser = _add(commands, "submit", "train in a SLURM job: fill in slurm/train.sh and give it to sbatch", _submit)
+    parser.allow_abbrev = False  # --gpus is an option of sbatch, and not short for --gpus-per-node
+    _add_experiment(parser)
+    _add_new_schedule(parser)
+    for name, unit in SBATCH_OPTIONS.items():
+        parser.add_argument(f"--{name}", metavar=unit, help="of sbatch, as any other one in the form --name=value")
+    parser.add_argument("--dry-run", action="store_true", help="print the script, submit and write nothing")
+
+
+def _submit(options: argparse.Namespace) -> None:
+    from bmscale.cluster import preflight
+    from bmscale.cluster.submit import fill_in, submit
+    from bmscale.experiment import read_experiment
+
+    given = {name: getattr(options, name.replace("-", "_")) for name in SBATCH_OPTIONS}
+    words = [word for word in [*options.overrides, *options.rest] if word != "--"]
+    overrides = [word for word in words if not word.startswith("-")]
+    sbatch = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    sbatch += [word for word in words if word.startswith("-")]
+    train = ["--new-schedule"] if options.new_schedule else []
+    experiment = read_experiment(options.config, overrides)
+    if options.dry_run:
+        print(fill_in([options.config, *overrides, *train], sbatch), end="")
+        return
+    if not any(option.startswith("--dependency") for option in sbatch):  # the data may be prepared by an earlier job
+        preflight.check(experiment)
+    job = submit(experiment, train, sbatch)
+    log.info("job %s trains %s", job, experiment.run_folder.path)
+    print(job)
 
 
 def _add_checkpoint(commands: Commands) -> None:

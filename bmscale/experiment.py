@@ -279,6 +279,8 @@ class RunFolder:
         self.results = path / "results.json"
         self.report = path / "report.html"
         self.exit = path / "exit.json"
+        self.logs = path / "logs"
+        self.submitted = path / "submitted"
         self.ranks = path / "ranks"
 
 

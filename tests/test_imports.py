@@ -17,7 +17,7 @@ FLOORS = [
     {"engine"},
     {"inference"},
     {"evaluation"},
-    {"training"},
+    {"training", "cluster"},
     {"cli"},
     {"__main__"},
 ]

@@ -46,9 +46,9 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 MpiDefault=none
 ReturnToService=2
-KillWait=2
+KillWait=30
 FirstJobId={first_job}
-SchedulerParameters=batch_sched_delay=0
+SchedulerParameters=batch_sched_delay=0,sched_interval=2
 SlurmdParameters=config_overrides
 GresTypes=gpu
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_1} CPUs=4 Gres=gpu:2
@@ -59,11 +59,18 @@ PartitionName=test Nodes=n1,n2 Default=YES State=UP
 
 @dataclass(frozen=True)
 class Job:
-    """A job that has ended."""
+    """A job as SLURM knows it, and what it has written."""
 
+    number: str
     state: str
     exit_code: int
+    restarts: int
     output: str
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "")
 
 
 @dataclass
@@ -149,25 +156,53 @@ class Cluster:
         assert not check or result.returncode == 0, f"{command}\n{result.stderr}\n{self.logs()}"
         return result
 
-    def run(self, *command: str | Path, cwd: Path, seconds: float = 240, **environment: str) -> Job:
-        """Submit `sbatch COMMAND` in a folder and wait until the job has ended."""
-        words = [str(word) for word in command]
-        log = cwd / f"job-{time.monotonic_ns()}.log"
-        submitted = self.command("sbatch", "--parsable", f"--output={log}", *words, cwd=cwd, extra=environment)
-        number = submitted.stdout.strip()
+    def submit(self, *command: str | Path, cwd: Path, **environment: str) -> str:
+        """`sbatch COMMAND` in a folder; the job's number. Its output is in that folder."""
+        words = ["sbatch", "--parsable", "--output=job-%j.log", *map(str, command)]
+        return self.command(*words, cwd=cwd, extra=environment).stdout.strip()
+
+    def job(self, number: str, cwd: Path) -> Job:
+        """A job as it is now. On a machine that is very busy the controller may be late to answer: then without state.
+
+        Elements of an array have numbers of their own; that of the array itself is the last element's.
+        """
+        shown = self.command("scontrol", "show", "job", number, "--oneliner", check=False).stdout
+        line = next((line for line in shown.splitlines() if line.startswith(f"JobId={number} ")), "")
+        found = dict(re.findall(r"(\S+?)=(\S*)", line))
+        log = cwd / f"job-{number}.log"
+        return Job(
+            number,
+            found.get("JobState", ""),
+            int(found.get("ExitCode", "0").partition(":")[0]),
+            int(found.get("Restarts", 0)),
+            log.read_text(errors="replace") if log.exists() else "",
+        )
+
+    def wait(self, number: str, cwd: Path, until: Callable[[Job], bool], seconds: float = 240) -> Job:
+        """The job as soon as it is so. Raises RuntimeError when it ends before, or it takes too long."""
         deadline = time.monotonic() + seconds
         while True:
-            # On a machine that is very busy the controller may be late to answer: ask again.
-            shown = self.command("scontrol", "show", "job", number, "--oneliner", check=False).stdout
-            job = dict(re.findall(r"(\S+?)=(\S*)", shown))
-            if job and job["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
-                output = log.read_text(errors="replace") if log.exists() else ""
-                return Job(job["JobState"], int(job["ExitCode"].partition(":")[0]), output)
-            if time.monotonic() > deadline:
+            job = self.job(number, cwd)
+            if until(job):
+                return job
+            if job.has_ended or time.monotonic() > deadline:
                 self.command("scancel", number, check=False)
-                written = log.read_text(errors="replace") if log.exists() else "(no output)"
-                raise RuntimeError(f"job not done after {seconds} s:\n{shown}\n{written[-4000:]}\n{self.logs()}")
+                raise RuntimeError(f"it never was so: {job}\n{self.logs()}")
             time.sleep(0.2)
+
+    def run(self, *command: str | Path, cwd: Path, seconds: float = 240, **environment: str) -> Job:
+        """Submit a job and wait until it has ended."""
+        number = self.submit(*command, cwd=cwd, **environment)
+        return self.wait(number, cwd, lambda job: job.has_ended, seconds)
+
+    def start_again(self, number: str, cwd: Path, restart: int) -> Job:
+        """Wait until a job is back in the queue, then have it start at once and not in two minutes.
+
+        Not at this very second: SLURM takes credentials of the time at which it revoked the earlier ones for those.
+        """
+        job = self.wait(number, cwd, lambda job: job.state == "PENDING" and job.restarts == restart)
+        self.command("scontrol", "update", f"JobId={number}", "StartTime=now+3", "TimeLimit=30")
+        return job
 
     def processes(self) -> list[int]:
         """Daemons, steps and ranks: whatever has this cluster's folder in its command line or environment."""

@@ -1,12 +1,18 @@
 """The SLURM scripts as a user submits them, on a real SLURM: one run over two nodes, the same as without SLURM."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.slurm.conftest import Cluster, Job
 
 ROOT = Path(__file__).parent.parent.parent
 TRAIN, EVALUATE = ROOT / "slurm" / "train.sh", ROOT / "slurm" / "evaluate.sh"
@@ -27,6 +33,7 @@ SHORT = [
     "evaluation.pairs=4",
     "evaluation.test=[{toy: test, pairs: 10}]",
 ]
+QUICK = {"BMSCALE_ENV": "active", "BMSCALE_PREFLIGHT_SECONDS": "0"}
 
 
 def losses(run: Path) -> dict[int, tuple[float, float]]:
@@ -87,11 +94,130 @@ def test_a_job_without_its_environment_fails_at_once_and_says_where(cluster, fol
     assert f"there must be a Python environment in {folder}/nowhere" in job.output
 
 
-def test_a_job_whose_ranks_fail_fails(cluster, folder):
+def test_a_job_whose_ranks_refuse_fails_once(cluster, folder):
     """Two nodes, two GPUs each as SLURM counts them, and no device behind them: four ranks are started, and refuse."""
     options = ("--nodes=2", "--gpus-per-node=2")
-    job = cluster.run(*options, TRAIN, "toy", "training.max_stesp=1", cwd=folder, BMSCALE_ENV="active")
-    assert (job.state, job.exit_code) == ("FAILED", 1), job.output
+    job = cluster.run(*options, TRAIN, "toy", *SHORT, "model.max_position_embeddings=4", cwd=folder, **QUICK)
+    assert (job.state, job.exit_code, job.restarts) == ("FAILED", 1, 0), job.output
     assert "2 rank(s) on each" in job.output
-    assert job.output.count("bmscale: error: ") >= 1
+    assert "must hold the longest training sentence" in job.output
+
+
+def test_a_mistake_in_the_experiment_fails_once_and_ends_its_array(cluster, folder):
+    array = cluster.submit("--array=1-3%1", TRAIN, "toy", "training.max_stesp=1", cwd=folder, **QUICK)
+    cluster.wait(array, folder, lambda job: job.has_ended, seconds=60)
+    shown = cluster.command("scontrol", "show", "job", array, "--oneliner").stdout.splitlines()
+    assert len(shown) == 2, shown  # the one that was started, and those that were not
+    assert sum("JobState=CANCELLED" in line for line in shown) == 1
+    (failed,) = [line for line in shown if "ArrayTaskId=1 " in line]
+    number = failed.split()[0].removeprefix("JobId=")
+    job = cluster.job(number, folder)
+    assert (job.state, job.exit_code, job.restarts) == ("FAILED", 2, 0), job.output
+    assert job.output.count("bmscale: error: ") == 1
     assert "did you mean 'max_steps'?" in job.output
+
+
+# -- interrupted jobs --------------------------------------------------------------------------------------------------
+
+MANY_STEPS = [*SHORT, "training.max_steps=300", "evaluation.every_steps=100", "training.save_every_steps=1000"]
+
+
+def lines(run: Path) -> list[dict]:
+    """metrics.jsonl; the last line may still be on its way."""
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def computed(run: Path) -> list[dict]:
+    """What was computed, without what depends on the clock and without the events of the run's life."""
+    timed = ("tokens_per_second", "source_and_target_tokens_per_second", "flops_per_second", "memory_gib", "seconds")
+    return [{key: line[key] for key in line if key not in timed} for line in lines(run) if "event" not in line]
+
+
+def is_at(run: Path, step: int) -> Callable[[Job], bool]:
+    return lambda job: any(line["step"] >= step for line in lines(run))
+
+
+def rank_process(run: Path, rank: int) -> int:
+    number: int = json.loads((run / "ranks" / f"rank-{rank:05d}.json").read_text())["pid"]
+    return number
+
+
+def ask_at(cluster: Cluster, folder: Path, job: str, run: Path, step: int, ask: Callable[[], object]) -> None:
+    """Let a signal come to the job after a step: a rank stands still meanwhile, so that the run cannot end before."""
+    before = cluster.wait(job, folder, is_at(run, step)).output.count("a signal came")
+    process = rank_process(run, 1)
+    os.kill(process, signal.SIGSTOP)
+    try:
+        ask()
+        cluster.wait(job, folder, lambda job: job.output.count("a signal came") > before, seconds=100)
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+def ended(run: Path) -> tuple[str, int]:
+    found = json.loads((run / "exit.json").read_text())
+    return found["class"], found["code"]
+
+
+def test_a_job_that_is_interrupted_three_times_ends_as_if_nothing_had_been(cluster, folder):
+    """By its time limit, by hand, by a rank that is killed. The job of comparison is two elements of an array, of which
+    the second finds the run done."""
+    whole, run = folder / "runs/whole", folder / "runs/stopped"
+    array = cluster.submit(
+        "--nodes=2", "--array=1-2%1", TRAIN, "toy", *MANY_STEPS, "run=runs/whole", cwd=folder, **QUICK
+    )
+    # SLURM looks at time limits twice a minute: the signal comes 10 to 40 s after the start.
+    options = ("--nodes=2", "--time=2", "--signal=B:USR1@110")
+    job = cluster.submit(*options, TRAIN, "toy", *MANY_STEPS, "run=runs/stopped", cwd=folder, BMSCALE_ENV="active")
+
+    ask_at(cluster, folder, job, run, 5, lambda: None)
+    output = cluster.start_again(job, folder, restart=1).output
+    assert ended(run) == ("preempted", 75), output[-4000:]
+    assert "preempted: back into the queue, restart 1 of at most 20" in output
+    first = lines(run)[-1]
+    assert first["event"] == "preempted"
+    assert first["saved"] is True
+
+    def by_hand() -> object:
+        return cluster.command("scancel", "--signal=USR1", "--batch", job)
+
+    ask_at(cluster, folder, job, run, first["step"] + 5, by_hand)
+    output = cluster.start_again(job, folder, restart=2).output
+    assert f"resumed from runs/stopped/state/step-{first['step']:08d}" in output
+    assert ended(run) == ("preempted", 75), output[-4000:]
+    second = lines(run)[-1]["step"]
+    assert second < 300
+
+    cluster.wait(job, folder, is_at(run, second + 5))
+    os.kill(rank_process(run, 1), signal.SIGKILL)
+    killed = time.monotonic()
+    output = cluster.start_again(job, folder, restart=3).output
+    assert time.monotonic() - killed < 120
+    assert "lost_rank: back into the queue, restart 3 of at most 20" in output
+
+    done = cluster.wait(job, folder, lambda job: job.has_ended)
+    assert (done.state, done.exit_code, done.restarts) == ("COMPLETED", 0, 3), done.output[-4000:]
+    assert done.output.count(f"resumed from runs/stopped/state/step-{second:08d}") == 2
+    assert ended(run) == ("done", 0)
+    assert {path.name for path in (run / "logs").iterdir()} == {"job", f"{job}-n1.txt", f"{job}-n2.txt"}
+
+    last = cluster.wait(array, folder, lambda job: job.has_ended)
+    assert (last.state, last.exit_code) == ("COMPLETED", 0), last.output[-4000:]
+    assert "trained to its end already" in last.output
+    assert len(starts(whole)) == 1
+    assert computed(run) == computed(whole)
+    model = Path("model/last/model.safetensors")
+    assert (run / model).read_bytes() == (whole / model).read_bytes()
+
+
+def test_a_job_that_is_cancelled_saves_and_does_not_come_back(cluster, folder):
+    run = folder / "runs/cancelled"
+    arguments = ("toy", *MANY_STEPS, "training.max_steps=100000", "run=runs/cancelled")
+    job = cluster.submit(TRAIN, *arguments, cwd=folder, BMSCALE_RANKS_PER_NODE="2", **QUICK)
+    cluster.wait(job, folder, is_at(run, 5))
+    cluster.command("scancel", job)
+    done = cluster.wait(job, folder, lambda job: job.has_ended)
+    assert (done.state, done.restarts) == ("CANCELLED", 0), done.output[-4000:]
+    assert ended(run) == ("preempted", 75)
+    assert lines(run)[-1]["saved"] is True

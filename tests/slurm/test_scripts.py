@@ -4,9 +4,13 @@ tests/slurm/test_cluster.py runs them on a real SLURM; here is what two nodes on
 checked where SLURM is not installed.
 """
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,35 +29,70 @@ done
 exit $worst
 """
 SCONTROL = """\
-case "$2" in
-  hostnames) printf 'a7\\na8\\n' ;;
-  node) [ -z "${ADDRESS:-}" ] || printf 'NodeName=%s\\n   NodeAddr=%s NodeHostName=x\\n' "$3" "$ADDRESS" ;;
+case "$1 $2" in
+  'show hostnames') printf 'a7\\na8\\n' ;;
+  'show node') [ -z "${ADDRESS:-}" ] || printf 'NodeName=%s\\n   NodeAddr=%s NodeHostName=x\\n' "$3" "$ADDRESS" ;;
+  'show job') echo "   JobState=${STATE:-RUNNING} Reason=${REASON:-None} Dependency=(null)" ;;
+  requeue*) echo "requeue $2" >>"$RECORD" ;;
+esac
+"""
+SQUEUE = """\
+case "$*" in *--jobs=99*) echo "${OTHER:-}" ;; esac
+"""
+SCANCEL = """\
+echo "scancel $*" >>"$RECORD"
+"""
+# What bmscale answers; anything else is asked of Python itself.
+PYTHON = f"""\
+case "$*" in
+  *'train --dry-run'*) [ -z "${{REFUSED:-}}" ] || {{ echo "$REFUSED" >&2; exit 2; }}; echo "${{RUN:-runs/toy}}" ;;
+  *doctor*) echo "${{*:3}}" >>"$RECORD"; exit "${{DOCTOR:-2}}" ;;
+  *preflight*) echo "meet ${{*: -5}}" >>"$RECORD"; exit "${{MEET:-0}}" ;;
+  *shipped_file*) echo '{ROOT}/launch/multi_node.yaml' ;;
+  *find_spec*) ;;
+  *) exec '{sys.executable}' "$@" ;;
 esac
 """
 ACCELERATE = """\
 echo "threads=$OMP_NUM_THREADS in=$PWD $(printf '%s|' "$@")" >>"$RECORD"
+[ -z "${SAY:-}" ] || echo "$SAY on $SLURMD_NODENAME"
+[ "$SLURM_NODEID" = 1 ] || {
+  [ -z "${EXIT:-}" ] || echo "$EXIT" >runs/toy/exit.json
+  [ -z "${OPEN_RANK:-}" ] || { mkdir -p runs/toy/ranks; echo "$OPEN_RANK" >runs/toy/ranks/rank-00001.json; }
+  [ -z "${RANK_PROGRAM:-}" ] || TORCHELASTIC_RUN_ID=$PET_RDZV_ID bash -c "$RANK_PROGRAM"
+}
 exit "${LAUNCHER_CODE:-0}"
 """
+STANDINS = {
+    "srun": SRUN,
+    "scontrol": SCONTROL,
+    "squeue": SQUEUE,
+    "scancel": SCANCEL,
+    "python": PYTHON,
+    "accelerate": ACCELERATE,
+}
+
+
+def write_program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\n{text}")
+    path.chmod(0o755)
 
 
 @pytest.fixture
 def programs(tmp_path) -> Path:
     folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "accelerate": ACCELERATE}.items():
-        (folder / name).write_text(f"#!/usr/bin/env bash\n{text}")
-        (folder / name).chmod(0o755)
+    for name, text in STANDINS.items():
+        write_program(folder / name, text)
     return folder
 
 
-def submit(
-    programs: Path, *arguments: str, script: Path = TRAIN, **variables: str
-) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+def start(programs: Path, *arguments: str, script: Path | str = TRAIN, **variables: str) -> subprocess.Popen[str]:
     """Run a script as SLURM runs it: a copy elsewhere, with the variables of a job of two nodes."""
     spool = programs.parent / "spool"
     spool.mkdir(exist_ok=True)
     copy = spool / "slurm_script"
-    copy.write_text(script.read_text())
+    copy.write_text(Path(script).read_text())
     submitted = programs.parent / "work here"
     submitted.mkdir(exist_ok=True)
     record = programs.parent / "record"
@@ -72,16 +111,28 @@ def submit(
     path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
     kept = {"HOME": os.environ.get("HOME", "/"), "PATH": path}
     environment = {name: value for name, value in {**kept, **job, **variables}.items() if value}
-    result = subprocess.run(
+    return subprocess.Popen(
         ["bash", str(copy), *arguments],
         cwd=spool,
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
-        check=False,
     )
-    return result, record.read_text().splitlines() if record.exists() else []
+
+
+def submit(
+    programs: Path, *arguments: str, script: Path | str = TRAIN, **variables: str
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """The same to its end, and what the stand-ins recorded."""
+    job = start(programs, *arguments, script=script, **variables)
+    stdout, stderr = job.communicate(timeout=60)
+    return subprocess.CompletedProcess([], job.returncode, stdout, stderr), recorded(programs)
+
+
+def recorded(programs: Path) -> list[str]:
+    record = programs.parent / "record"
+    return record.read_text().splitlines() if record.exists() else []
 
 
 def launches(record: list[str]) -> list[str]:
@@ -99,10 +150,21 @@ def test_each_node_is_told_its_own_rank_and_the_same_rendezvous(programs):
     )
     assert launches(record) == [wanted.format(rank=0), wanted.format(rank=1)]
     steps = [line for line in record if line.startswith("srun")]
-    assert len(steps) == 2  # the check of all nodes, then the training
+    assert len(steps) == 3  # the check of all nodes, their meeting, then the training
     for step in steps:
         assert "--nodes=2 --ntasks=2 --ntasks-per-node=1 --cpu-bind=none --export=ALL" in step
-    assert "--kill-on-bad-exit=1 --wait=0" in steps[1]
+    assert "--kill-on-bad-exit=1 --wait=60" in steps[2]
+    assert [line for line in record if line.startswith("meet")] == [f"meet a7 13456 2 {node} 120" for node in (0, 1)]
+
+
+def test_a_start_after_a_requeue_meets_elsewhere(programs):
+    """Nothing of the start before can join: another port and another name."""
+    write_program(programs / "accelerate", f'echo "meets as $PET_RDZV_ID" >>"$RECORD"\n{ACCELERATE}')
+    _, first = submit(programs, "toy")
+    _, second = submit(programs, "toy", SLURM_RESTART_COUNT="2")
+    assert all("|--main_process_port|13456|" in line for line in launches(first))
+    assert all("|--main_process_port|29294|" in line for line in launches(second))
+    assert first.count("meets as bmscale-123456-0") == second.count("meets as bmscale-123456-2") == 2
 
 
 @pytest.mark.parametrize(
@@ -149,16 +211,16 @@ def test_the_job_ends_as_its_nodes_end(programs, launcher, job):
 def test_an_environment_by_its_folder(programs):
     """Relative to the folder in which sbatch was called; what PYTHONPATH says no longer counts in it."""
     environment = programs.parent / "work here" / "my env"
-    (environment / "bin").mkdir(parents=True)
-    (environment / "bin" / "python").write_text('#!/bin/sh\necho "env=$VIRTUAL_ENV path=${PYTHONPATH:-}" >>"$RECORD"\n')
-    (environment / "bin" / "python").chmod(0o755)
+    noted = 'echo "env=$VIRTUAL_ENV path=${PYTHONPATH:-}" >>"$RECORD"\n'
+    write_program(environment / "bin" / "python", noted + PYTHON.replace("exec", "true"))
     for name in ("my env", str(environment)):
         result, record = submit(programs, "runs/toy", script=EVALUATE, BMSCALE_ENV=name)
         assert result.returncode == 0, result.stderr
         assert f"env={environment} path=" in record
         result, record = submit(programs, "toy", BMSCALE_ENV=name)
         assert result.returncode == 0, result.stderr
-        assert record.count(f"env={environment} path=") == 4  # the check and the training, on two nodes
+        assert record.count(f"env={environment} path=") > 4  # checks and training, on two nodes
+        assert not any(line.startswith("env=") and line != f"env={environment} path=" for line in record)
 
 
 @pytest.mark.parametrize(
@@ -166,8 +228,11 @@ def test_an_environment_by_its_folder(programs):
     [
         (TRAIN, ["toy"], {"SLURM_JOB_ID": ""}, "must run inside a SLURM job: sbatch slurm/train.sh CONFIG"),
         (TRAIN, [], {}, "CONFIG must be given"),
-        (TRAIN, ["toy"], {"BMSCALE_RANKS_PER_NODE": "two"}, "must be a number above 0; got 'two'"),
-        (TRAIN, ["toy"], {"BMSCALE_RANKS_PER_NODE": "0"}, "must be a number above 0; got '0'"),
+        (TRAIN, ["toy"], {"BMSCALE_RANKS_PER_NODE": "two"}, "must be a whole number of at least 1; got 'two'"),
+        (TRAIN, ["toy"], {"BMSCALE_RANKS_PER_NODE": "0"}, "must be a whole number of at least 1; got '0'"),
+        (TRAIN, ["toy"], {"BMSCALE_MAX_REQUEUES": "-1"}, "must be a whole number of at least 0; got '-1'"),
+        (TRAIN, ["toy"], {"BMSCALE_PREFLIGHT_SECONDS": "1m"}, "must be a whole number of at least 0; got '1m'"),
+        (TRAIN, ["toy"], {"REFUSED": "bmscale: error: did you mean"}, "bmscale: error: did you mean"),
         (TRAIN, ["toy"], {"SLURM_JOB_NUM_NODES": "3"}, "must name the job's 3 nodes; got 'a7 a8'"),
         (
             TRAIN,
@@ -191,10 +256,231 @@ def test_what_must_hold_is_said_before_anything_starts(programs, script, argumen
 
 
 def test_a_package_that_is_missing_on_a_node_is_named(programs):
-    bare = programs / "python"
-    bare.write_text("#!/bin/sh\necho deepspeed\n")
-    bare.chmod(0o755)
+    write_program(programs / "python", "echo deepspeed\n")
     result, record = submit(programs, "toy")
     assert result.returncode == 2
     assert "node a8: the environment 'active' must have bmscale and what it needs; missing: deepspeed" in result.stderr
     assert not launches(record)
+
+
+# -- before the training -----------------------------------------------------------------------------------------------
+
+
+def test_a_gpu_that_is_in_use_stops_the_job(programs):
+    """Only those of the job count, and a figure that the driver does not give counts as nothing."""
+    write_program(programs / "nvidia-smi", 'echo "smi $*" >>"$RECORD"; printf "0, 3\\n1, $USED\\n"; exit "${SMI:-0}"\n')
+    gpus = {"SLURM_GPUS_ON_NODE": "2", "CUDA_VISIBLE_DEVICES": "0,1"}
+    for used in ("400", "[N/A]"):
+        result, record = submit(programs, "toy", **gpus, USED=used)
+        assert result.returncode == 0, result.stderr
+        assert any(line.startswith("smi --id=0,1 --query-gpu=index,memory.used") for line in record)
+    result, record = submit(programs, "toy", **gpus, USED="41213")
+    assert result.returncode == 5
+    assert "node a8: GPU 1 must be free before training, and 41213 MiB" in result.stderr
+    assert not launches(record)
+    result, _ = submit(programs, "toy", **gpus, USED="0", SMI="9")
+    assert result.returncode == 5
+    assert "node a7: nvidia-smi must work" in result.stderr
+    assert submit(programs, "toy", USED="41213")[0].returncode == 0  # a job without GPUs
+    assert submit(programs, "toy", **{**gpus, "CUDA_VISIBLE_DEVICES": "MIG-1"}, USED="41213")[0].returncode == 0
+
+
+def test_nodes_that_do_not_meet_stop_the_job(programs):
+    result, record = submit(programs, "toy", MEET="1", BMSCALE_PREFLIGHT_SECONDS="7")
+    assert result.returncode == 5
+    for node in ("a7", "a8"):
+        assert f"node {node}: must meet the others at a7:13456 within 7 s" in result.stderr
+    assert not launches(record)
+    assert submit(programs, "toy", MEET="1", BMSCALE_PREFLIGHT_SECONDS="0")[0].returncode == 0
+
+
+def test_a_doctor_is_asked_where_there_is_one(programs):
+    """Where it answers --help; a node with a finding then stops the job."""
+    for answers, asked in (("2", 0), ("0", 2)):
+        result, record = submit(programs, "toy", DOCTOR=answers)
+        assert result.returncode == 0, result.stderr
+        assert record.count("doctor --help") == 2
+        assert record.count("doctor") == asked
+    write_program(
+        programs / "python", f'case "$*" in *" doctor --help") exit 0 ;; *" doctor") exit 1 ;; esac\n{PYTHON}'
+    )
+    result, record = submit(programs, "toy")
+    assert result.returncode == 2
+    assert "node a8: bmscale doctor must find nothing wrong" in result.stderr
+    assert not launches(record)
+
+
+def test_a_run_that_another_job_trains_is_refused(programs):
+    mark = programs.parent / "work here" / "runs/toy/logs/job"
+    mark.parent.mkdir(parents=True)
+    mark.write_text("99\n")
+    result, record = submit(programs, "toy", OTHER="RUNNING")
+    assert result.returncode == 2
+    assert "runs/toy: must be trained by one job at a time; job 99 is at it" in result.stderr
+    assert not launches(record)
+    assert mark.read_text() == "99\n"
+    for other in ("COMPLETING", ""):
+        mark.write_text("99\n")
+        assert submit(programs, "toy", OTHER=other)[0].returncode == 0
+        assert mark.read_text() == "123456\n"
+
+
+def test_the_stop_switch_lets_nothing_start(programs):
+    run = programs.parent / "work here" / "runs/toy"
+    run.mkdir(parents=True)
+    (run / "STOP").touch()
+    result, record = submit(programs, "toy")
+    assert result.returncode == 0
+    assert f"{run}/STOP is there: nothing is trained until it is removed" in result.stderr
+    assert not launches(record)
+
+
+# -- how a job ends ----------------------------------------------------------------------------------------------------
+
+
+def said(kind: str, code: int) -> str:
+    return json.dumps({"class": kind, "code": code, "message": 'it said "class": "done" and so on'})
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "requeued"),
+    [
+        ("done", 0, False),
+        ("stopped", 0, False),
+        ("failed", 1, False),
+        ("bad_input", 2, False),
+        ("diverged", 3, False),
+        ("out_of_memory", 4, False),
+        ("lost_rank", 5, True),
+        ("preempted", 75, True),
+        ("interrupted", 130, False),
+    ],
+)
+def test_exit_json_decides(programs, kind, code, requeued):
+    """The job, not its launcher, which says 1 to everything. In an array the others go on, or are cancelled."""
+    result, record = submit(programs, "toy", EXIT=said(kind, code), LAUNCHER_CODE="1")
+    assert result.returncode == code, result.stderr
+    assert ("requeue 123456" in record) == requeued
+    assert not any(line.startswith("scancel") for line in record)
+
+    array = {"SLURM_ARRAY_JOB_ID": "123450", "SLURM_ARRAY_TASK_ID": "6"}
+    result, record = submit(programs, "toy", EXIT=said(kind, code), LAUNCHER_CODE="1", **array)
+    assert result.returncode == code
+    assert not any(line.startswith("requeue") for line in record)
+    assert ("scancel --state=PENDING 123450" in record) == (code not in (0, 5, 75))
+
+
+def test_what_an_earlier_start_said_does_not_count(programs):
+    left = programs.parent / "work here" / "runs/toy/exit.json"
+    left.parent.mkdir(parents=True)
+    left.write_text(said("preempted", 75))
+    result, record = submit(programs, "toy", LAUNCHER_CODE="1")
+    assert result.returncode == 1
+    assert not any(line.startswith("requeue") for line in record)
+    assert left.exists()  # it may be of another run, which these arguments named by mistake
+
+
+def test_ranks_that_are_gone_without_a_word_are_lost(programs):
+    """SLURM may kill all of them before one can write exit.json; an error of their own is another thing."""
+    write_program(programs / "sleep", "")
+    result, record = submit(programs, "toy", OPEN_RANK='{"pid": 1, "error": null}', LAUNCHER_CODE="137")
+    assert result.returncode == 5
+    assert "requeue 123456" in record
+    result, record = submit(programs, "toy", OPEN_RANK='{"pid": 1, "error": "Trace"}', LAUNCHER_CODE="1")
+    assert result.returncode == 1
+    assert "requeue 123456" not in record
+    result, record = submit(programs, "toy", LAUNCHER_CODE="1")  # the file of the start before is still there
+    assert result.returncode == 1
+
+
+def test_requeues_have_an_end(programs):
+    for restarts, most, requeued in (("19", "", True), ("20", "", False), ("2", "3", True), ("0", "0", False)):
+        variables = {"SLURM_RESTART_COUNT": restarts, "BMSCALE_MAX_REQUEUES": most}
+        result, record = submit(programs, "toy", EXIT=said("preempted", 75), **variables)
+        assert result.returncode == 75
+        assert ("requeue 123456" in record) == requeued, variables
+    assert "after 0 restarts (BMSCALE_MAX_REQUEUES): the same sbatch line goes on with the run" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "requeued"),
+    [("RUNNING", "None", True), ("COMPLETING", "TimeLimit", True), ("COMPLETING", "None", False)],
+)
+def test_a_cancelled_job_stays_cancelled(programs, state, reason, requeued):
+    result, record = submit(programs, "toy", EXIT=said("preempted", 75), STATE=state, REASON=reason)
+    assert result.returncode == 75
+    assert ("requeue 123456" in record) == requeued
+
+
+def test_output_is_the_jobs_and_each_nodes(programs):
+    logs = programs.parent / "work here" / "runs/toy/logs"
+    for _ in range(2):
+        result, _ = submit(programs, "toy", SAY="a word")
+        assert "a word on a7\na word on a8\n" in result.stdout
+    for node in ("a7", "a8"):
+        assert (logs / f"123456-{node}.txt").read_text() == f"a word on {node}\n" * 2
+
+
+# -- signals -----------------------------------------------------------------------------------------------------------
+
+# A rank: first it imports, when a signal would kill it; then it saves when it gets one.
+RANK = """\
+mkdir -p runs/toy/ranks
+echo "{\\"rank\\": 0, \\"pid\\": $$, \\"error\\": null}" >runs/toy/ranks/rank-00000.json
+sleep 1
+trap 'asked=1' USR1
+until [ -n "${asked:-}" ]; do sleep 0.05; done
+sleep 0.5
+echo '{"class": "preempted", "code": 75, "message": "saved"}' >runs/toy/exit.json
+rm runs/toy/ranks/rank-00000.json
+"""
+
+
+def wait_for(happened: Callable[[], bool], job: subprocess.Popen[str], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert job.poll() is None, job.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_to_the_job_reaches_a_rank_and_nothing_else(programs, number):
+    """As soon as the rank can take it; not a process that has the number of a rank of an earlier start."""
+    ranks = programs.parent / "work here" / "runs/toy/ranks"
+    ranks.mkdir(parents=True)
+    stranger = subprocess.Popen(["sleep", "60"])
+    earlier = subprocess.Popen(["sleep", "60"], env={**os.environ, "TORCHELASTIC_RUN_ID": "bmscale-123456-3"})
+    try:
+        (ranks / "rank-00001.json").write_text(json.dumps({"pid": stranger.pid}))
+        (ranks / "rank-00002.json").write_text(json.dumps({"pid": earlier.pid}))
+        job = start(programs, "toy", SLURM_RESTART_COUNT="4", RANK_PROGRAM=RANK, LAUNCHER_CODE="1")
+        wait_for((ranks / "rank-00000.json").exists, job)
+        job.send_signal(number)
+        job.send_signal(number)
+        _, stderr = job.communicate(timeout=60)
+        assert job.returncode == 75, stderr
+        assert "preempted: back into the queue, restart 5 of at most 20" in stderr
+        assert "requeue 123456" in recorded(programs)
+        assert stranger.poll() is None
+        assert earlier.poll() is None
+    finally:
+        for process in (stranger, earlier):
+            process.kill()
+            process.wait()
+
+
+def test_a_signal_before_the_training_starts_requeues(programs):
+    marker = programs.parent / "checking"
+    write_program(programs / "c++", "")
+    write_program(
+        programs / "python",
+        f'case "$*" in *preflight*) touch "{marker}"; sleep 1 ;; esac\n{PYTHON}',
+    )
+    job = start(programs, "toy")
+    wait_for(marker.exists, job)
+    job.send_signal(signal.SIGUSR1)
+    _, stderr = job.communicate(timeout=60)
+    assert job.returncode == 75, stderr
+    assert "requeue 123456" in recorded(programs)
+    assert not launches(recorded(programs))

@@ -1,0 +1,1 @@
+"""SLURM: what is checked before ranks start, and submitting a job."""
