@@ -23,6 +23,7 @@ from typing import Any
 
 import sentencepiece
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -173,7 +174,10 @@ def _write_weights(
     held = total = 0
 
     def flush() -> None:
-        save_file(shard, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+        try:
+            save_file(shard, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+        except SafetensorError as error:  # what the disk said, in a class of its own
+            raise OSError(f"{folder}: the weights cannot be written: {error}") from None
         shards.append(list(shard))
         shard.clear()
 
