@@ -174,9 +174,14 @@ def _accelerator(config: dict[str, Any] | None, plugin: DeepSpeedPlugin | None, 
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over all ranks, on every rank."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(values)
+    """The sum of a tensor over all ranks, on every rank and the tensor's own device."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return values
+    if dist.get_backend() == "nccl" and not values.is_cuda:  # which knows tensors of GPUs only
+        moved = values.cuda()
+        dist.all_reduce(moved)
+        return values.copy_(moved)
+    dist.all_reduce(values)
     return values
 
 

@@ -23,7 +23,7 @@ from bmscale.model.folder import (
 )
 
 # What a configuration says of the libraries and of training; everything else makes another function of the weights.
-_NOT_THE_FUNCTION = ("transformers_version", "architectures", "dtype", "_name_or_path", "dropout", "attention_dropout")
+_NOT_THE_FUNCTION = ("transformers_version", "dtype", "_name_or_path", "dropout", "attention_dropout")
 # What is true of one model and not of an average.
 _OF_ONE_MODEL = ("step", "optimizer_step", "target_tokens", "validation", "scores", "kept_by", "averaged")
 
@@ -40,13 +40,13 @@ def average_models(folders: Sequence[str | Path], out: str | Path) -> list[dict[
     """
     if len(folders) < 2:
         raise BadInput(f"average: must have at least two model folders; got {len(folders)}")
-    models = [open_model_folder(folder) for folder in folders]
+    models = [open_model_folder(folder, task=None) for folder in folders]
     out = Path(out)
     _check_out(out, models)
     for other in models[1:]:
         _check_alike(models[0], other)
     averaged = [{"folder": model.path.name, "step": model.provenance.get("step")} for model in models]
-    generation = json.loads((models[0].path / GENERATION).read_bytes())
+    generation = json.loads((models[0].path / GENERATION).read_bytes()) if models[0].task.writes else {}
     write_model_folder(
         out,
         models[0].config,

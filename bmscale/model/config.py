@@ -1,7 +1,7 @@
 """What a bmscale model is made of, and the presets that choose among it.
 
-`TransformerConfig` holds the options of the block family; `EncoderDecoderConfig` adds the two stacks. Both are
-transformers configurations: they are saved as config.json and checked when they are made.
+`TransformerConfig` holds the options of the block family; `EncoderDecoderConfig`, `DecoderOnlyConfig` and
+`EncoderOnlyConfig` add the stacks. They are transformers configurations: saved as config.json and checked when made.
 """
 
 import inspect
@@ -132,6 +132,45 @@ class EncoderDecoderConfig(TransformerConfig):
     decoder_start_token_id: int = 2
 
 
+@strict
+class DecoderOnlyConfig(TransformerConfig):
+    """One causal stack: it writes text on."""
+
+    model_type = "bmscale_decoder_only"
+
+    num_hidden_layers: int = 12
+    """Blocks of the stack."""
+
+
+@strict
+class EncoderOnlyConfig(TransformerConfig):
+    """One stack in which every token looks at every other: it reads text."""
+
+    model_type = "bmscale_encoder_only"
+
+    num_hidden_layers: int = 12
+    """Blocks of the stack."""
+    classifier_pooling: Literal["mean", "first"] = "mean"
+    """What a text is classified by: the mean of its states, or the state of its first token."""
+    mask_token_id: int | None = None
+    """The piece that hides a token from a masked language model; null where there is none."""
+
+    def validate_architecture(self) -> None:
+        """Called by transformers when a configuration is made or saved. Raises ValueError."""
+        super().validate_architecture()
+        if self.mask_token_id is not None and not 0 <= self.mask_token_id < self.vocab_size:
+            raise ValueError(f"mask_token_id must be one of {self.vocab_size} pieces; got {self.mask_token_id}")
+
+
+CLASSIFIER = "EncoderOnlyForSequenceClassification"
+"""The class of a classifier, as `architectures` of its configuration names it."""
+
+
+def is_classifier(config: TransformerConfig) -> bool:
+    """Whether the configuration says that its encoder classifies, and does not predict tokens."""
+    return isinstance(config, EncoderOnlyConfig) and config.architectures == [CLASSIFIER]
+
+
 _POSITIVE = (
     "vocab_size",
     "hidden_size",
@@ -141,6 +180,7 @@ _POSITIVE = (
     "intermediate_size",
     "num_encoder_layers",
     "num_decoder_layers",
+    "num_hidden_layers",
     "norm_eps",
     "rope_theta",
     "embedding_scale",
@@ -158,6 +198,7 @@ _NOT_OPTIONS = (
     "bos_token_id",
     "eos_token_id",
     "unk_token_id",
+    "mask_token_id",
     "decoder_start_token_id",
     "is_encoder_decoder",
 )
@@ -192,7 +233,25 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scale_embeddings": True,
     },
 }
-"""Named sets of options, chosen by where the model can be served."""
+"""Named sets of options of an encoder-decoder, chosen by where the model can be served."""
+
+# What Llama, Qwen3 and EuroBERT have in common, and `modern` with them.
+_MODERN = {**PRESETS["modern"], "norm_eps": 1e-5}
+
+DECODER_PRESETS: dict[str, dict[str, Any]] = {
+    # Touvron 2023, with the rotary base of Llama 3.
+    "llama": {**_MODERN, "rope_theta": 500_000.0},
+    # Yang 2025: Llama's with a norm on queries and keys.
+    "qwen3": {**_MODERN, "norm_eps": 1e-6, "qk_norm": True, "rope_theta": 1_000_000.0},
+}
+"""Those of a decoder, named for the layout that it exports to exactly (layouts.py). Tied embeddings; untied ones are
+of these layouts too."""
+
+ENCODER_PRESETS: dict[str, dict[str, Any]] = {
+    # Boizard 2025.
+    "eurobert": {**_MODERN, "rope_theta": 250_000.0},
+}
+"""Those of an encoder, named as those of a decoder."""
 
 
 def default_intermediate_size(hidden_size: int, feed_forward: str) -> int:
@@ -202,10 +261,11 @@ def default_intermediate_size(hidden_size: int, feed_forward: str) -> int:
     return -(-exact // multiple) * multiple
 
 
-def option_types() -> dict[str, Any]:
-    """The options that an experiment may set, by name, with their types (`float | int` is given as `float`)."""
+def option_types(config: type[TransformerConfig] = EncoderDecoderConfig) -> dict[str, Any]:
+    """The options of an architecture that an experiment may set, by name, with their types (`float | int` is given as
+    `float`)."""
     found: dict[str, Any] = {}
-    for owner in (TransformerConfig, EncoderDecoderConfig):
+    for owner in (TransformerConfig, config):
         declared = inspect.get_annotations(owner)
         found |= {name: _plain(kind) for name, kind in declared.items() if name not in _NOT_OPTIONS}
     return found

@@ -3,8 +3,9 @@
     config.json  generation_config.json  tokenizer_config.json  spiece.model  provenance.json  README.md
     model.safetensors, or model-00001-of-00003.safetensors … and model.safetensors.index.json
 
-The layout is Hugging Face's: after `import bmscale.model`, `AutoModelForSeq2SeqLM.from_pretrained(folder)` and
-`AutoTokenizer.from_pretrained(folder)` work. Nothing in it is a pickle.
+The layout is Hugging Face's: after `import bmscale.model`, `AutoTokenizer.from_pretrained(folder)` and the Auto class
+of the model's task work, `AutoModelForSeq2SeqLM.from_pretrained(folder)` for translation. generation_config.json is
+there where the model writes text. Nothing in it is a pickle.
 """
 
 import copy
@@ -22,17 +23,14 @@ from typing import Any
 
 import sentencepiece
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers import (
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from bmscale.errors import BadInput
+from bmscale.model.card import model_card
+from bmscale.model.tasks import TASKS, Task, model_class, task_of
 from bmscale.model.tokenization import TOKENIZER_FILE, tokenizer_config
 
 CONFIG, GENERATION, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
@@ -58,6 +56,11 @@ class ModelFolder:
     provenance: dict[str, Any]
     """Where the model comes from, as given to `write_model_folder`."""
     weights: tuple[Path, ...]
+
+    @property
+    def task(self) -> Task:
+        """What the model is for."""
+        return task_of(self.config)
 
     @property
     def tokenizer(self) -> Path:
@@ -86,11 +89,15 @@ def write_model_folder(
     (so it may be freed or reused after the next one is asked for) and at most one shard of `max_shard_bytes` is held.
     Names that are tied to each other are written once, under the name that the model class keeps.
 
+    The task is that of `config`: where a configuration has several, its `architectures` says which
+    (`Task.configure` sets it). `beam_size` and `length_penalty` are of translation.
+
     `provenance` goes to `provenance.json`; the model card shows its keys `source_language`, `target_language`,
     `data_hash`, `optimizer_step`, `target_tokens` and `scores` (figures, or the result of `evaluation.scores.score`).
     A figure that is not finite is written as null.
 
-    Raises ValueError, leaving the old folder alone, when the tensors are not exactly those of `config`.
+    Raises ValueError, leaving the old folder alone, when the tensors are not exactly those of `config`, and for a
+    masked language model without `mask_token_id`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +116,7 @@ def write_model_folder(
             "tokenizer_sha256": _sha256(fresh / TOKENIZER_FILE),
         }
         _write_json(fresh / PROVENANCE, record)
-        (fresh / CARD).write_text(_card(path.name, record), encoding="utf-8")
+        (fresh / CARD).write_text(model_card(path.name, record, task_of(config)), encoding="utf-8")
         # safetensors makes its files for their owner alone; the card has what the umask gives everything else.
         mode = (fresh / CARD).stat().st_mode & 0o777
         for file in fresh.iterdir():
@@ -131,21 +138,26 @@ def _write_configs(
     folder: Path, config: PreTrainedConfig, dtype: torch.dtype, beam_size: int, length_penalty: float
 ) -> None:
     config = copy.deepcopy(config)
-    config.architectures = [_model_class(config).__name__]
+    config.architectures = [model_class(config).__name__]
     config.dtype = dtype
     config.save_pretrained(folder)
+    task = task_of(config)
     longest = config.max_position_embeddings
-    GenerationConfig(
-        bos_token_id=BOS,
-        pad_token_id=PAD,
-        eos_token_id=EOS,
-        decoder_start_token_id=EOS,
-        num_beams=beam_size,
-        length_penalty=length_penalty,
-        # transformers' default is 20 tokens, which would cut most sentences.
-        max_length=longest,
-    ).save_pretrained(folder)
-    _write_json(folder / TOKENIZER_CONFIG, tokenizer_config(longest))
+    # transformers' default is 20 tokens, which would cut most sentences.
+    generation = {"bos_token_id": BOS, "pad_token_id": PAD, "eos_token_id": EOS, "max_length": longest}
+    if config.is_encoder_decoder:
+        generation |= {"decoder_start_token_id": EOS, "num_beams": beam_size, "length_penalty": length_penalty}
+    if task.writes:
+        GenerationConfig(**generation).save_pretrained(folder)
+    mask = _mask_piece(folder / TOKENIZER_FILE, config) if task.name == "masked_lm" else None
+    _write_json(folder / TOKENIZER_CONFIG, tokenizer_config(longest, task.name, mask))
+
+
+def _mask_piece(tokenizer: Path, config: PreTrainedConfig) -> str:
+    """The piece that hides a token."""
+    if config.mask_token_id is None:
+        raise ValueError("mask_token_id of a masked language model must be the id of its mask piece; got None")
+    return str(sentencepiece.SentencePieceProcessor(model_file=str(tokenizer)).id_to_piece(config.mask_token_id))
 
 
 def _write_weights(
@@ -162,7 +174,10 @@ def _write_weights(
     held = total = 0
 
     def flush() -> None:
-        save_file(shard, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+        try:
+            save_file(shard, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+        except SafetensorError as error:  # what the disk said, in a class of its own
+            raise OSError(f"{folder}: the weights cannot be written: {error}") from None
         shards.append(list(shard))
         shard.clear()
 
@@ -228,63 +243,6 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _card(name: str, record: Mapping[str, Any]) -> str:
-    """The model card: YAML for the Hugging Face hub, then what a person wants to know first."""
-    languages = [record[key] for key in ("source_language", "target_language") if record.get(key)]
-    facts = [("languages", " → ".join(languages)), ("parameters", f"{record['parameters']:,} ({record['dtype']})")]
-    if record.get("optimizer_step") is not None:
-        facts.append(("optimizer steps", f"{record['optimizer_step']:,}"))
-    if record.get("averaged"):
-        facts.append(("average of", ", ".join(str(one["folder"]) for one in record["averaged"])))
-    if record.get("target_tokens") is not None:
-        facts.append(("target tokens seen", f"{record['target_tokens']:,}"))
-    if record.get("data_hash"):
-        facts.append(("training data", f"`{record['data_hash']}` (hash of the prepared data)"))
-    for metric, value in (record.get("scores") or {}).items():
-        figure = value if isinstance(value, Mapping) else {"score": value}
-        if figure["score"] is None or not math.isfinite(figure["score"]):
-            continue  # nothing was measured
-        signature = f" (`{figure['signature']}`)" if figure.get("signature") else ""
-        facts.append((figure.get("name", metric), f"{figure['score']:.2f}{signature}"))
-    header = ["---", "library_name: transformers", "pipeline_tag: translation", "tags: [bmscale, translation]"]
-    if languages:
-        header.append(f"language: {json.dumps(languages)}")
-    lines = "\n".join(f"- {key}: {value}" for key, value in facts if value)
-    return "\n".join(header) + _CARD_BODY.format(name=name, facts=lines)
-
-
-_CARD_BODY = """
----
-
-# {name}
-
-A translation model trained with bmscale.
-
-{facts}
-
-## Use
-
-One sentence a line, from this folder:
-
-```sh
-bmscale translate . < source.txt > translation.txt
-```
-
-In Python:
-
-```python
-import bmscale.model  # registers the architecture
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(".")
-model = AutoModelForSeq2SeqLM.from_pretrained(".")
-batch = tokenizer(["A sentence."], return_tensors="pt")
-print(tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True))
-```
-
-`provenance.json` says where the model comes from.
-"""
-
 # ---- opening
 
 
@@ -302,33 +260,35 @@ def tensor_files(folder: ModelFolder) -> dict[str, Path]:
     return {name: file for file in folder.weights for name in _read_header(file)}
 
 
-def open_model_folder(path: str | Path) -> ModelFolder:
+def open_model_folder(path: str | Path, task: str | None = "translation") -> ModelFolder:
     """Check a model folder without loading its weights.
 
+    `task` is a name of TASKS, or None for a model of any.
+
     Raises BadInput, naming the file and what to do, for a folder or file that is missing, damaged, cut short or does
-    not fit the others, and for a run folder (whose models are in RUN/model).
+    not fit the others, for a model of another task, and for a run folder (whose models are in RUN/model).
     """
     try:
         place = Path(path).expanduser()
     except RuntimeError:
         raise BadInput(f"{path}: no such home folder; write the path in full") from None
     try:
-        return _open(place)
+        return _open(place, task)
     except OSError as error:
         raise BadInput(f"{error.filename or path}: cannot be read: {error.strerror}") from None
 
 
-def _open(path: Path) -> ModelFolder:
+def _open(path: Path, task: str | None) -> ModelFolder:
     _check_folder(path)
-    for name in (CONFIG, GENERATION, TOKENIZER_CONFIG, TOKENIZER_FILE, PROVENANCE):
-        if not (path / name).is_file():
-            raise BadInput(f"{path / name}: missing; a model folder must have it: copy the whole folder again")
+    _check_files(path, CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILE, PROVENANCE)
     provenance = _read_json(path / PROVENANCE)
     _check_provenance(path / PROVENANCE, provenance)
     _read_json(path / TOKENIZER_CONFIG)
-    _read_json(path / GENERATION)
     weights, found = _read_weights(path)
     config = _read_config(path / CONFIG, tensors=len(found), size=sum(file.stat().st_size for file in weights))
+    if _check_task(path / CONFIG, config, task).writes:
+        _check_files(path, GENERATION)
+        _read_json(path / GENERATION)
     _check_tokenizer(path / TOKENIZER_FILE, config, provenance)
     try:
         shapes, aliases = _expected(config)
@@ -346,20 +306,26 @@ def _open(path: Path) -> ModelFolder:
     return ModelFolder(path, config, provenance, weights)
 
 
+def _check_files(path: Path, *names: str) -> None:
+    for name in names:
+        if not (path / name).is_file():
+            raise BadInput(f"{path / name}: missing; a model folder must have it: copy the whole folder again")
+
+
 def load_model(
     folder: ModelFolder | str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
-    """The model in evaluation mode, on `device` (CPU unless given) in `dtype` (float32 unless given).
+    """The model of any task in evaluation mode, on `device` (CPU unless given) in `dtype` (float32 unless given).
 
     For a process of its own: under ZeRO-3, transformers would partition the weights that it loads. Raises BadInput as
     `open_model_folder` does.
     """
     if not isinstance(folder, ModelFolder):
-        folder = open_model_folder(folder)
+        folder = open_model_folder(folder, task=None)
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        model: PreTrainedModel = _model_class(folder.config).from_pretrained(
+        model: PreTrainedModel = model_class(folder.config).from_pretrained(
             folder.path, dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True
         )
     finally:
@@ -430,10 +396,10 @@ def _check_sizes(path: Path, values: dict[str, Any], tensors: int, size: int) ->
     A layer has at least a tensor, and no side of one is longer than the `size` of the weights in bytes.
     """
     for name, value in values.items():
-        counted = "layers" in name or "labels" in name
-        if type(value) not in (int, float) or not (counted or name in _SIZES):
+        is_depth = "layers" in name
+        if type(value) not in (int, float) or not (is_depth or "labels" in name or name in _SIZES):
             continue
-        most = tensors if counted else size
+        most = tensors if is_depth else size
         if not value <= most:
             raise BadInput(
                 f"{path}: {name} {value!r:.40} does not fit the weights, which have {tensors:,} tensors in "
@@ -450,8 +416,6 @@ def _read_config(path: Path, tensors: int, size: int) -> Any:
     except Exception as error:  # transformers has a different exception for every kind of wrong value
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise BadInput(f"{path}: cannot be used (model_type {model_type!r}): {reason}") from None
-    if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
-        raise BadInput(f"{path}: model_type must be an encoder-decoder; got {model_type!r}")
     return config
 
 
@@ -525,15 +489,25 @@ def _read_header(path: Path) -> Shapes:
 # ---- what the architecture says
 
 
-def _model_class(config: PreTrainedConfig) -> Any:
-    return MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)]
+def _check_task(path: Path, config: PreTrainedConfig, wanted: str | None) -> Task:
+    """The task of a configuration, which must be the wanted one."""
+    try:
+        task = task_of(config)
+    except ValueError as error:
+        raise BadInput(f"{path}: {error} (model_type {config.model_type!r})") from None
+    if wanted is not None and task.name != wanted:
+        use = f"; `bmscale {task.command}` uses it" if task.command else ""
+        raise BadInput(
+            f"{path}: must be that of {TASKS[wanted].noun}; got {task.noun} (model_type {config.model_type!r}){use}"
+        )
+    return task
 
 
 def _expected(config: PreTrainedConfig) -> tuple[Shapes, dict[str, str]]:
     """The shape of every stored tensor of the model, and for each tied name the one that is stored."""
     # The class itself, not from_config: under ZeRO-3 transformers would partition this model too.
     with torch.device("meta"):
-        model = _model_class(config)(copy.deepcopy(config))
+        model = model_class(config)(copy.deepcopy(config))
     aliases = dict(model.all_tied_weights_keys)
     for name, kept in aliases.items():
         while kept in aliases:

@@ -30,6 +30,7 @@ from bmscale.model.config import EncoderDecoderConfig, TransformerConfig
 Module = TypeVar("Module", bound=nn.Module)
 
 _RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
+_MATRICES = ("_proj.weight", "head.weight", "dense.weight", "classifier.weight")
 
 
 def matrix_std(fan_in: int, branches: int = 1) -> float:
@@ -42,17 +43,13 @@ def embedding_std(config: TransformerConfig) -> float:
     return float(config.hidden_size**-0.5) if config.scale_embeddings else matrix_std(config.hidden_size)
 
 
-def encoder_branches(config: EncoderDecoderConfig) -> int:
-    """Residual branches of the encoder: self-attention and feed-forward in each block."""
-    return 2 * config.num_encoder_layers
+def residual_branches(depth: int, *, reads_source: bool) -> int:
+    """Residual branches of a stack: self-attention and feed-forward in each block, and cross-attention in a decoder
+    that reads a source."""
+    return (3 if reads_source else 2) * depth
 
 
-def decoder_branches(config: EncoderDecoderConfig) -> int:
-    """Residual branches of the decoder: self-attention, cross-attention and feed-forward in each block."""
-    return 3 * config.num_decoder_layers
-
-
-def initial_value(name: str, shape: Sequence[int], seed: int, config: EncoderDecoderConfig) -> torch.Tensor:
+def initial_value(name: str, shape: Sequence[int], seed: int, config: TransformerConfig) -> torch.Tensor:
     """The first value of a parameter: fp32, on CPU, of `shape`.
 
     `name` is the one in `named_parameters()` of the whole model. Raises ValueError for a name that it does not know.
@@ -66,14 +63,23 @@ def initial_value(name: str, shape: Sequence[int], seed: int, config: EncoderDec
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float32).mul_(_std(name, shape, config))
 
 
-def _std(name: str, shape: Sequence[int], config: EncoderDecoderConfig) -> float:
+def _std(name: str, shape: Sequence[int], config: TransformerConfig) -> float:
     if name.endswith("embed.tokens.weight"):
         return embedding_std(config)
     if name.endswith(_RESIDUAL_OUTPUTS):
-        return matrix_std(shape[1], decoder_branches(config) if "decoder." in name else encoder_branches(config))
-    if name.endswith(("_proj.weight", "head.weight")):
+        return matrix_std(shape[1], _branches(name, config))
+    if name.endswith(_MATRICES):
         return matrix_std(shape[1])
     raise ValueError(f"no first value is known for a parameter named {name}")
+
+
+def _branches(name: str, config: Any) -> int:
+    """Residual branches of the stack that a parameter is part of."""
+    if not isinstance(config, EncoderDecoderConfig):
+        return residual_branches(config.num_hidden_layers, reads_source=False)
+    if "decoder." in name:
+        return residual_branches(config.num_decoder_layers, reads_source=True)
+    return residual_branches(config.num_encoder_layers, reads_source=False)
 
 
 def initialise(model: nn.Module, seed: int) -> None:

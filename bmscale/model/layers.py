@@ -1,4 +1,4 @@
-"""The blocks of the two stacks, and what stands before and behind them: token embedding and head.
+"""The block of every stack, and what stands before and behind the blocks: token embedding and head.
 
 A residual branch is x + residual_scale * dropout(post_norm(f(norm(x)))); without `sandwich_norm` there is no post_norm.
 """
@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import EncoderDecoderCache
+from transformers import Cache, EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bmscale.model.attention import CrossAttention, SelfAttention
-from bmscale.model.config import GATED, EncoderDecoderConfig, TransformerConfig
-from bmscale.model.init import decoder_branches, encoder_branches, mark_residual_output
+from bmscale.model.config import GATED, TransformerConfig
+from bmscale.model.init import mark_residual_output, residual_branches
 from bmscale.model.loss import LossSums, linear_cross_entropy
 from bmscale.model.norms import make_norm
 from bmscale.model.positions import Rotation, sinusoids
@@ -34,10 +34,10 @@ class TokenEmbedding(nn.Module):
         x_BTD = self.tokens(input_ids)
         return x_BTD if self.scale == 1.0 else x_BTD * self.scale
 
-    def place(self, x_BTD: torch.Tensor, position_T: torch.Tensor) -> torch.Tensor:
-        """Add sinusoids where the configuration has them, and drop out."""
+    def place(self, x_BTD: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """Add sinusoids of positions (T,) or (B, T) where the configuration has them, and drop out."""
         if self.has_sinusoids:
-            x_BTD = x_BTD + sinusoids(position_T, x_BTD.shape[-1], x_BTD.dtype)
+            x_BTD = x_BTD + sinusoids(position, x_BTD.shape[-1], x_BTD.dtype)
         return self.dropout(x_BTD)
 
 
@@ -84,76 +84,50 @@ class FeedForward(nn.Module):
         return self.down_proj(gate_BTF * self.up_proj(x_BTD))
 
 
-class Block(GradientCheckpointingLayer):
-    """What encoder and decoder blocks share."""
+class Layer(GradientCheckpointingLayer):
+    """A block: self-attention, cross-attention to a source where there is one, feed-forward."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(
+        self, config: TransformerConfig, index: int, *, depth: int, is_causal: bool, reads_source: bool
+    ) -> None:
+        """`index` counts the `depth` blocks of a stack from 0; it is the block's place in the cache."""
         super().__init__()
         self.residual_scale = config.residual_scale
         self.dropout = nn.Dropout(config.dropout)
+        branches = residual_branches(depth, reads_source=reads_source)
+        self.self_attention_norm = make_norm(config)
+        self.self_attention = SelfAttention(config, index, is_causal=is_causal, branches=branches)
+        self.self_attention_post_norm = make_norm(config) if config.sandwich_norm else nn.Identity()
+        self.reads_source = reads_source
+        if reads_source:
+            self.cross_attention_norm = make_norm(config)
+            self.cross_attention = CrossAttention(config, index, branches=branches)
+            self.cross_attention_post_norm = make_norm(config) if config.sandwich_norm else nn.Identity()
+        self.feed_forward_norm = make_norm(config)
+        self.feed_forward = FeedForward(config, branches)
+        self.feed_forward_post_norm = make_norm(config) if config.sandwich_norm else nn.Identity()
 
     def add(self, x_BTD: torch.Tensor, branch_BTD: torch.Tensor) -> torch.Tensor:
         """The residual addition."""
         branch_BTD = self.dropout(branch_BTD)
         return x_BTD + (branch_BTD if self.residual_scale == 1.0 else branch_BTD * self.residual_scale)
 
-
-class EncoderLayer(Block):
-    """Self-attention over the whole source, then feed-forward."""
-
-    def __init__(self, config: EncoderDecoderConfig, layer: int) -> None:
-        super().__init__(config)
-        branches = encoder_branches(config)
-        self.self_attention_norm = make_norm(config)
-        self.self_attention = SelfAttention(config, layer, is_causal=False, branches=branches)
-        self.self_attention_post_norm = make_norm(config) if config.sandwich_norm else nn.Identity()
-        self.feed_forward_norm = make_norm(config)
-        self.feed_forward = FeedForward(config, branches)
-        self.feed_forward_post_norm = make_norm(config) if config.sandwich_norm else nn.Identity()
-
-    def forward(
-        self, x_BSD: torch.Tensor, tables: Rotation | None, mask: torch.Tensor | None, **kwargs: Any
-    ) -> torch.Tensor:
-        """(B, S, D) to (B, S, D)."""
-        branch, _ = self.self_attention(self.self_attention_norm(x_BSD), tables, mask, **kwargs)
-        x_BSD = self.add(x_BSD, self.self_attention_post_norm(branch))
-        branch = self.feed_forward(self.feed_forward_norm(x_BSD))
-        return self.add(x_BSD, self.feed_forward_post_norm(branch))
-
-
-class DecoderLayer(Block):
-    """Causal self-attention, cross-attention to the source, feed-forward."""
-
-    def __init__(self, config: EncoderDecoderConfig, layer: int) -> None:
-        super().__init__(config)
-        branches = decoder_branches(config)
-        self.self_attention_norm = make_norm(config)
-        self.self_attention = SelfAttention(config, layer, is_causal=True, branches=branches)
-        self.self_attention_post_norm = make_norm(config) if config.sandwich_norm else nn.Identity()
-        self.cross_attention_norm = make_norm(config)
-        self.cross_attention = CrossAttention(config, layer, branches=branches)
-        self.cross_attention_post_norm = make_norm(config) if config.sandwich_norm else nn.Identity()
-        self.feed_forward_norm = make_norm(config)
-        self.feed_forward = FeedForward(config, branches)
-        self.feed_forward_post_norm = make_norm(config) if config.sandwich_norm else nn.Identity()
-
     def forward(
         self,
         x_BTD: torch.Tensor,
-        source_BSD: torch.Tensor,
         tables: Rotation | None,
         mask: torch.Tensor | None,
-        source_mask: torch.Tensor | None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: Cache | None = None,
+        source_BSD: torch.Tensor | None = None,
+        source_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """(B, T, D) to (B, T, D)."""
-        own_cache = None if past_key_values is None else past_key_values.self_attention_cache
+        """(B, T, D) to (B, T, D). `cache` is an EncoderDecoderCache where the block reads a source."""
+        own_cache = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
         branch, _ = self.self_attention(self.self_attention_norm(x_BTD), tables, mask, own_cache, **kwargs)
         x_BTD = self.add(x_BTD, self.self_attention_post_norm(branch))
-        branch, _ = self.cross_attention(
-            self.cross_attention_norm(x_BTD), source_BSD, source_mask, past_key_values, **kwargs
-        )
-        x_BTD = self.add(x_BTD, self.cross_attention_post_norm(branch))
+        if self.reads_source:
+            branch, _ = self.cross_attention(self.cross_attention_norm(x_BTD), source_BSD, source_mask, cache, **kwargs)
+            x_BTD = self.add(x_BTD, self.cross_attention_post_norm(branch))
         branch = self.feed_forward(self.feed_forward_norm(x_BTD))
         return self.add(x_BTD, self.feed_forward_post_norm(branch))

@@ -29,6 +29,13 @@ class LossSums(ModelOutput):
     """Negative log-likelihood of the references (nats, scalar, without gradient)."""
     tokens: torch.Tensor = None  # type: ignore[assignment]
     """How many labels were counted (int64, scalar)."""
+    correct: torch.Tensor | None = None
+    """How many of them are what the model finds most probable (int64, scalar). Counted where no gradient is wanted;
+    None while training."""
+
+    def mean(self, num_items: torch.Tensor | int | None = None) -> torch.Tensor:
+        """The loss a label, or over `num_items` instead (gradient accumulation in transformers' Trainer)."""
+        return self.loss / (self.tokens.clamp(min=1) if num_items is None else num_items)
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> LossSums:
@@ -37,9 +44,11 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: f
     kept_N = (labels.reshape(-1) != IGNORED).nonzero().squeeze(-1)
     logits_NV = logits.reshape(-1, vocabulary)[kept_N]
     log_p_NV = logits_NV.log_softmax(dim=-1, dtype=_wide(logits))
-    nll = -log_p_NV.gather(1, labels.reshape(-1)[kept_N, None]).sum()
+    labels_N = labels.reshape(-1)[kept_N]
+    nll = -log_p_NV.gather(1, labels_N[:, None]).sum()
     loss = nll if label_smoothing == 0 else (1 - label_smoothing) * nll - label_smoothing / vocabulary * log_p_NV.sum()
-    return LossSums(loss=loss, nll=nll.detach(), tokens=torch.tensor(len(kept_N), device=labels.device))
+    correct = None if torch.is_grad_enabled() else (log_p_NV.argmax(dim=-1) == labels_N).sum()
+    return LossSums(loss, nll.detach(), torch.tensor(len(kept_N), device=labels.device), correct)
 
 
 def linear_cross_entropy(
@@ -63,11 +72,13 @@ def linear_cross_entropy(
     if len(kept_N) < len(labels):
         hidden_TD, labels = hidden_TD[kept_N], labels[kept_N]
     chunk = chunk or max(1, _LOGITS_PER_CHUNK // len(weight_VD))
+    with_gradient = torch.is_grad_enabled()
     with torch.autocast(device, enabled=False):
-        loss, nll = _LinearCrossEntropy.apply(
-            hidden_TD, weight_VD, labels, label_smoothing, chunk, torch.is_grad_enabled()
+        loss, nll, correct = _LinearCrossEntropy.apply(
+            hidden_TD, weight_VD, labels, label_smoothing, chunk, with_gradient
         )
-    return LossSums(loss=loss, nll=nll, tokens=torch.tensor(len(kept_N), device=labels.device))
+    tokens = torch.tensor(len(kept_N), device=labels.device)
+    return LossSums(loss, nll, tokens, None if with_gradient else correct)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -80,8 +91,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         smoothing: float,
         chunk: int,
         with_gradient: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         wide = _wide(hidden_ND)
+        correct = labels_N.new_zeros(())
         loss, nll = hidden_ND.new_zeros((), dtype=wide), hidden_ND.new_zeros((), dtype=wide)
         wants_hidden, wants_weight = (with_gradient and needed for needed in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
@@ -94,6 +106,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss += (1 - smoothing) * chunk_nll
             if smoothing:
                 loss -= smoothing / len(weight_VD) * log_p_CV.sum()
+            if not with_gradient:
+                correct += (log_p_CV.argmax(dim=-1, keepdim=True) == labels).sum()
             if grad_hidden is None and grad_weight is None:
                 continue
             grad_CV = log_p_CV.exp_()
@@ -109,12 +123,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_weight += grad_CV.T @ rows
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtype = weight_VD.dtype
-        ctx.mark_non_differentiable(nll)
-        return loss, nll
+        ctx.mark_non_differentiable(nll, correct)
+        return loss, nll, correct
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, upstream: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         # Out of place: the graph may be walked again with retain_graph. The scale is applied in fp32: DeepSpeed's is
         # world size / tokens of the step.

@@ -70,10 +70,11 @@ class _CpuRMSNorm(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         width = x.shape[-1]
         x_ND, dy_ND = x.reshape(-1, width), dy.reshape(-1, width)
-        inverse_N1 = torch.linalg.vecdot(x_ND, x_ND).div_(width).add_(ctx.eps).rsqrt_()[:, None]
-        zeros = torch.zeros_like(inverse_N1)
-        dx_ND, dweight_D, _ = torch.ops.aten.native_layer_norm_backward(
-            dy_ND, x_ND, [width], zeros, inverse_N1, weight, None, [True, True, False]
-        )
-        dx_ND += inverse_N1 * (dy_ND @ weight)[:, None] / width
+        with torch.autocast("cpu", enabled=False):  # a caller's, which would make the deviation bf16
+            inverse_N1 = torch.linalg.vecdot(x_ND, x_ND).div_(width).add_(ctx.eps).rsqrt_()[:, None]
+            zeros = torch.zeros_like(inverse_N1)
+            dx_ND, dweight_D, _ = torch.ops.aten.native_layer_norm_backward(
+                dy_ND, x_ND, [width], zeros, inverse_N1, weight, None, [True, True, False]
+            )
+            dx_ND += inverse_N1 * (dy_ND @ weight)[:, None] / width
         return dx_ND.view_as(x), dweight_D, None

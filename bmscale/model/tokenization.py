@@ -9,13 +9,16 @@ from typing import Any
 from transformers import AutoTokenizer
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
-from bmscale.model.config import EncoderDecoderConfig
+from bmscale.model.config import DecoderOnlyConfig, EncoderDecoderConfig, EncoderOnlyConfig
 
 TOKENIZER_FILE = "spiece.model"
 
 
 class BmscaleTokenizer(SentencePieceBackend):
-    """Text to ids with </s> at the end, and back. `text_target=` gives labels of the same form.
+    """Text to ids and back. `text_target=` gives labels of the same form.
+
+    Around a text stands what its model was trained with: </s> behind it for translation, <s> before it for a language
+    model, both for an encoder (`special_tokens_pattern` of tokenizer_config.json).
 
     Nothing in a text is a special token: the characters "</s>" are encoded as characters, as SentencePiece does, so
     a sentence cannot end a batch row early.
@@ -51,20 +54,28 @@ class BmscaleTokenizer(SentencePieceBackend):
         return text + str(self.sp_model.decode(ordinary))
 
 
-def tokenizer_config(max_length: int) -> dict[str, Any]:
-    """The content of `tokenizer_config.json`; `max_length` is in tokens, </s> counted."""
+_FRAMES = {"translation": "eos", "language_model": "bos", "masked_lm": "bos_eos", "classification": "bos_eos"}
+"""What is put around a text, in transformers' words. A prompt has no end: the language model writes on from it."""
+
+
+def tokenizer_config(max_length: int, task: str = "translation", mask_token: str | None = None) -> dict[str, Any]:
+    """The content of `tokenizer_config.json`; `max_length` is in tokens, special ones counted. `mask_token` is the
+    piece that hides a token from a masked language model."""
     return {
         "tokenizer_class": BmscaleTokenizer.__name__,
         "bos_token": "<s>",
         "pad_token": "<pad>",
         "eos_token": "</s>",
         "unk_token": "<unk>",
+        **({} if mask_token is None else {"mask_token": mask_token}),
         "split_special_tokens": True,
-        "special_tokens_pattern": "eos",
+        "special_tokens_pattern": _FRAMES[task],
         "clean_up_tokenization_spaces": False,
-        "padding_side": "right",
+        # A text is written on from its end, so a shorter prompt is padded before its beginning.
+        "padding_side": "left" if task == "language_model" else "right",
         "model_max_length": max_length,
     }
 
 
-AutoTokenizer.register(EncoderDecoderConfig, tokenizer_class=BmscaleTokenizer, exist_ok=True)
+for _config in (EncoderDecoderConfig, DecoderOnlyConfig, EncoderOnlyConfig):
+    AutoTokenizer.register(_config, tokenizer_class=BmscaleTokenizer, exist_ok=True)

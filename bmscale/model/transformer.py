@@ -1,231 +1,53 @@
-"""The encoder-decoder as a transformers model.
+"""What the architectures share: the stack of blocks, and what transformers needs to know of a model over it.
 
 Shape letters, here and in every file of this folder: B batch, S source length, T target length, D model width, H
 heads, K width of a head, G key and value heads, F feed-forward width, V vocabulary. In an `attention_mask` True (or 1)
-is a real token and False (or 0) padding, which stands on the right.
+is a real token and False (or 0) padding.
 """
 
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-    BaseModelOutputWithPastAndCrossAttentions,
-    Seq2SeqLMOutput,
-    Seq2SeqModelOutput,
-)
-from transformers.utils import can_return_tuple
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers import Cache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.output_capturing import capture_outputs
 
-from bmscale.model.attention import CrossAttention, SelfAttention
-from bmscale.model.config import EncoderDecoderConfig
+from bmscale.model.attention import SelfAttention
+from bmscale.model.config import TransformerConfig
 from bmscale.model.init import initialise_module
-from bmscale.model.layers import DecoderLayer, EncoderLayer, Head, TokenEmbedding
-from bmscale.model.loss import IGNORED, LossSums, cross_entropy
+from bmscale.model.layers import Head, Layer, TokenEmbedding
+from bmscale.model.masks import bidirectional_mask, find_segments
 from bmscale.model.norms import compute_dtype, make_norm
-from bmscale.model.positions import positions, rotation
+from bmscale.model.positions import find_positions, rotation
 
 
-class EncoderDecoderPreTrainedModel(PreTrainedModel):
+class TransformerPreTrainedModel(PreTrainedModel):
     """What transformers needs to know of all our models."""
 
-    config: EncoderDecoderConfig
-    config_class = EncoderDecoderConfig
+    config: TransformerConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["EncoderLayer", "DecoderLayer"]  # noqa: RUF012 - transformers' own spelling of class settings
+    _no_split_modules = ["Layer"]  # noqa: RUF012 - transformers' own spelling of class settings
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # `loss` already divides by `num_items_in_batch`, so Trainer must not scale it for accumulation once more.
+    accepts_loss_kwargs = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         initialise_module(module, self.config)
 
 
-class Encoder(EncoderDecoderPreTrainedModel):
-    """Source pieces to source states."""
+class VocabularyModel(TransformerPreTrainedModel):
+    """A model that ends in logits over the vocabulary."""
 
-    _can_record_outputs = {"hidden_states": EncoderLayer, "attentions": SelfAttention}  # noqa: RUF012
-
-    def __init__(self, config: EncoderDecoderConfig) -> None:
-        super().__init__(config)
-        self.embed = TokenEmbedding(config)
-        self.layers = nn.ModuleList([EncoderLayer(config, layer) for layer in range(config.num_encoder_layers)])
-        self.norm = make_norm(config)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The token table."""
-        return self.embed.tokens
-
-    def set_input_embeddings(self, new_embeddings: nn.Embedding) -> None:
-        """Replace the token table."""
-        self.embed.tokens = new_embeddings
-
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutput:
-        """Pieces (B, S), or scaled embeddings (B, S, D) in their place, to states (B, S, D)."""
-        x_BSD = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
-        position_S = positions(x_BSD.shape[1], 0, x_BSD.device)
-        mask = create_bidirectional_mask(self.config, x_BSD, attention_mask)
-        tables = _tables(self.config, x_BSD, position_S)
-        x_BSD = self.embed.place(x_BSD, position_S)
-        for layer in self.layers:
-            x_BSD = layer(x_BSD, tables, mask, **kwargs)
-        return BaseModelOutput(last_hidden_state=self.norm(x_BSD))
-
-
-class Decoder(EncoderDecoderPreTrainedModel):
-    """Target pieces and source states to target states."""
-
-    _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": DecoderLayer,
-        "attentions": OutputRecorder(SelfAttention, index=1),
-        "cross_attentions": OutputRecorder(CrossAttention, index=1),
-    }
-
-    def __init__(self, config: EncoderDecoderConfig) -> None:
-        super().__init__(config)
-        self.embed = TokenEmbedding(config)
-        self.layers = nn.ModuleList([DecoderLayer(config, layer) for layer in range(config.num_decoder_layers)])
-        self.norm = make_norm(config)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The token table."""
-        return self.embed.tokens
-
-    def set_input_embeddings(self, new_embeddings: nn.Embedding) -> None:
-        """Replace the token table."""
-        self.embed.tokens = new_embeddings
-
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """Pieces (B, T) and states (B, S, D) to states (B, T, D).
-
-        Without `attention_mask` no mask is built: rows are padded on the right, where the causal order hides it.
-        """
-        x_BTD = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
-        if past_key_values is None and use_cache and not self.training:
-            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
-        own_cache = None if past_key_values is None else past_key_values.self_attention_cache
-        start = 0 if own_cache is None else own_cache.get_seq_length()
-        position_T = positions(x_BTD.shape[1], start, x_BTD.device)
-        mask = create_causal_mask(self.config, x_BTD, attention_mask, own_cache)
-        source_mask = create_bidirectional_mask(
-            self.config, x_BTD, encoder_attention_mask, encoder_hidden_states=encoder_hidden_states
-        )
-        tables = _tables(self.config, x_BTD, position_T)
-        x_BTD = self.embed.place(x_BTD, position_T)
-        for layer in self.layers:
-            x_BTD = layer(x_BTD, encoder_hidden_states, tables, mask, source_mask, past_key_values, **kwargs)
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=self.norm(x_BTD), past_key_values=past_key_values
-        )
-
-
-class EncoderDecoderModel(EncoderDecoderPreTrainedModel):
-    """Encoder and decoder without a head: returns the decoder's hidden states."""
-
-    _tied_weights_keys = {"decoder.embed.tokens.weight": "encoder.embed.tokens.weight"}  # noqa: RUF012
-
-    def __init__(self, config: EncoderDecoderConfig) -> None:
-        super().__init__(config)
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The encoder's token table; where embeddings are tied it is the only one."""
-        return self.encoder.get_input_embeddings()
-
-    def set_input_embeddings(self, new_embeddings: nn.Embedding) -> None:
-        """Replace the encoder's token table, and the decoder's where they are tied."""
-        self.encoder.set_input_embeddings(new_embeddings)
-        if self.config.tie_word_embeddings:
-            self.decoder.set_input_embeddings(new_embeddings)
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.Tensor | None = None,
-        decoder_attention_mask: torch.Tensor | None = None,
-        encoder_outputs: BaseModelOutput | tuple[torch.Tensor, ...] | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        decoder_inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> Seq2SeqModelOutput:
-        """Source (B, S) and target (B, T) to decoder states (B, T, D); `encoder_outputs` saves running the encoder."""
-        if encoder_outputs is None:
-            source: Any = self.encoder(input_ids, attention_mask, inputs_embeds, **kwargs)
-        else:
-            is_tuple = isinstance(encoder_outputs, tuple)
-            source = BaseModelOutput(*encoder_outputs) if is_tuple else encoder_outputs
-        decoder_outputs = self.decoder(
-            decoder_input_ids,
-            decoder_attention_mask,
-            source.last_hidden_state,
-            attention_mask,
-            past_key_values,
-            decoder_inputs_embeds,
-            self.config.use_cache if use_cache is None else use_cache,
-            **kwargs,
-        )
-        return Seq2SeqModelOutput(
-            last_hidden_state=decoder_outputs.last_hidden_state,
-            past_key_values=decoder_outputs.past_key_values,
-            decoder_hidden_states=decoder_outputs.hidden_states,
-            decoder_attentions=decoder_outputs.attentions,
-            cross_attentions=decoder_outputs.cross_attentions,
-            encoder_last_hidden_state=source.last_hidden_state,
-            encoder_hidden_states=source.hidden_states,
-            encoder_attentions=source.attentions,
-        )
-
-
-class EncoderDecoderForConditionalGeneration(EncoderDecoderPreTrainedModel, GenerationMixin):
-    """The model that is trained, saved and asked to translate."""
-
-    _tied_weights_keys = {  # noqa: RUF012
-        "model.decoder.embed.tokens.weight": "model.encoder.embed.tokens.weight",
-        "lm_head.weight": "model.encoder.embed.tokens.weight",
-    }
-    # `loss` already divides by `num_items_in_batch`, so Trainer must not scale it for accumulation once more.
-    accepts_loss_kwargs = True
-
-    def __init__(self, config: EncoderDecoderConfig) -> None:
-        super().__init__(config)
-        self.model = EncoderDecoderModel(config)
-        self.lm_head = Head(config)
-        self.post_init()
+    lm_head: Head
 
     def get_output_embeddings(self) -> nn.Module:
         """The head."""
@@ -236,75 +58,74 @@ class EncoderDecoderForConditionalGeneration(EncoderDecoderPreTrainedModel, Gene
         self.lm_head.weight = new_embeddings.weight
         self.lm_head.out_features = new_embeddings.weight.shape[0]
 
-    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Labels (B, T) shifted right by one behind the decoder's start; -100 becomes padding."""
-        start = labels.new_full((labels.shape[0], 1), self.config.decoder_start_token_id)
-        shifted = torch.cat([start, labels[:, :-1]], dim=1)
-        return shifted.masked_fill(shifted == IGNORED, self.config.pad_token_id)
 
-    @can_return_tuple
+class Stack(TransformerPreTrainedModel):
+    """Token embedding, blocks, and a last norm: pieces (B, T) to states (B, T, D)."""
+
+    def __init__(self, config: TransformerConfig, depth: int, *, is_causal: bool, reads_source: bool = False) -> None:
+        """`depth` blocks; with `reads_source` each has a cross-attention too."""
+        super().__init__(config)
+        self.embed = TokenEmbedding(config)
+        self.layers = nn.ModuleList(
+            [
+                Layer(config, index, depth=depth, is_causal=is_causal, reads_source=reads_source)
+                for index in range(depth)
+            ]
+        )
+        self.norm = make_norm(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token table."""
+        return self.embed.tokens
+
+    def set_input_embeddings(self, new_embeddings: nn.Embedding) -> None:
+        """Replace the token table."""
+        self.embed.tokens = new_embeddings
+
+    def run(
+        self,
+        x_BTD: torch.Tensor,
+        position: torch.Tensor,
+        mask: torch.Tensor | None,
+        cache: Cache | None = None,
+        source_BSD: torch.Tensor | None = None,
+        source_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Embeddings (B, T, D) of tokens at `position` (T,) or (B, T) to normed states (B, T, D)."""
+        has_rope = self.config.positions == "rope"
+        tables = rotation(self.config, position, compute_dtype(x_BTD)) if has_rope else None
+        x_BTD = self.embed.place(x_BTD, position)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, tables, mask, cache, source_BSD, source_mask, **kwargs)
+        return self.norm(x_BTD)
+
+
+class Encoder(Stack):
+    """Every token looks at every other."""
+
+    _can_record_outputs = {"hidden_states": Layer, "attentions": SelfAttention}  # noqa: RUF012
+
+    def __init__(self, config: TransformerConfig, depth: int) -> None:
+        super().__init__(config, depth, is_causal=False)
+
+    @capture_outputs
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.Tensor | None = None,
-        decoder_attention_mask: torch.Tensor | None = None,
-        encoder_outputs: BaseModelOutput | tuple[torch.Tensor, ...] | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        decoder_inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        label_smoothing: float = 0.0,
-        return_loss_sums: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        segment_ids: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> Seq2SeqLMOutput | LossSums:
-        """Logits (B, T, V), and with labels (B, T; -100 is not counted) the mean loss a target token.
+    ) -> BaseModelOutput:
+        """Pieces (B, T), or scaled embeddings (B, T, D) in their place, to states (B, T, D).
 
-        `return_loss_sums` returns a LossSums instead and never holds the logits: what training uses.
-        `num_items_in_batch` replaces this batch's token count under the loss (gradient accumulation in Trainer).
-        Raises ValueError for `return_loss_sums` without labels.
+        `segment_ids` (B, T) tells the documents of packed rows apart (masks.py); position_ids count from 0 otherwise.
         """
-        if return_loss_sums and labels is None:
-            raise ValueError("return_loss_sums needs labels; got none")
-        if labels is not None:
-            use_cache = False
-            if decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        outputs = self.model(
-            input_ids,
-            attention_mask,
-            decoder_input_ids,
-            decoder_attention_mask,
-            encoder_outputs,
-            past_key_values,
-            inputs_embeds,
-            decoder_inputs_embeds,
-            use_cache,
-            **kwargs,
-        )
-        x_BTD = outputs.last_hidden_state
-        if return_loss_sums:
-            return self.lm_head(x_BTD, labels, label_smoothing)
-        logits_BTV = self.lm_head(x_BTD)
-        loss = None
-        if labels is not None:
-            sums = cross_entropy(logits_BTV, labels, label_smoothing)
-            loss = sums.loss / (sums.tokens.clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
-        return Seq2SeqLMOutput(
-            loss=loss,
-            logits=logits_BTV,
-            past_key_values=outputs.past_key_values,
-            decoder_hidden_states=outputs.decoder_hidden_states,
-            decoder_attentions=outputs.decoder_attentions,
-            cross_attentions=outputs.cross_attentions,
-            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
-            encoder_hidden_states=outputs.encoder_hidden_states,
-            encoder_attentions=outputs.encoder_attentions,
-        )
-
-
-def _tables(config: EncoderDecoderConfig, x: torch.Tensor, position: torch.Tensor) -> Any:
-    """Rotary tables for all layers of a stack, or None where positions are sinusoids."""
-    return rotation(config, position, compute_dtype(x)) if config.positions == "rope" else None
+        x_BTD = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        segment_ids = find_segments(segment_ids, position_ids, attention_mask, None)
+        mask = bidirectional_mask(self.config, x_BTD, attention_mask, segment_ids)
+        position = find_positions(x_BTD, position_ids, segment_ids)
+        return BaseModelOutput(last_hidden_state=self.run(x_BTD, position, mask, **kwargs))

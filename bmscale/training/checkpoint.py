@@ -43,6 +43,8 @@ MANIFEST, POINTER = "state.json", "latest"
 FILE_BYTES = 2**28
 """A file is closed when it holds so much. Saving needs about twice that in memory, or twice a rank's largest piece."""
 MOST_OPEN_FILES = 8
+UNREADABLE = "cannot be read"
+REPLACED = ".replaced-"
 
 
 class FileRecord(Config):
@@ -173,8 +175,9 @@ class Save:
     def _prepare(self) -> None:
         reached("prepare")
         self._folder.mkdir(parents=True, exist_ok=True)
+        _restore_replaced(self._folder)
         for leftover in self._folder.glob(".*-step-*"):  # of starts that died while they wrote or removed a state
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
         self._temporary.mkdir()
 
     def _write_pieces(self, pieces: Iterable[Piece]) -> _Written:
@@ -214,6 +217,7 @@ class Save:
         if file_record(path) != record:
             raise OSError(0, "the disk gives back other bytes than were written to it", str(path))
         files[path.name] = record
+        self._engine.moved()  # it may take long, and is no hang
 
     def _commit(self, shares: list[_Written], failed: str | None, keep: int) -> None:
         if failed:
@@ -242,16 +246,26 @@ class Save:
         reached("manifest")
         write_durably(self._temporary / MANIFEST, json.dumps(_sealed(manifest)).encode())
         _flush(self._temporary)
+        replaced = self._final.with_name(f"{REPLACED}{self._final.name}")
         if self._final.exists():  # the end of a run may fall on a step that was saved already
-            _remove(self._final)
+            self._final.rename(replaced)
         reached("rename")
-        self._temporary.rename(self._final)
+        try:
+            self._temporary.rename(self._final)
+        except OSError:
+            _restore_replaced(self._folder)
+            raise
         _flush(self._folder)
         reached("pointer")
         _point_to(self._final)
         _known_whole[self._final] = _signature(self._final)
         reached("retain")
-        retain(self._folder, keep)
+        try:
+            if replaced.exists():
+                shutil.rmtree(replaced)
+            retain(self._folder, keep)
+        except OSError as error:  # the state is there all the same
+            log.warning("an older training state could not be removed: %s", error)
 
 
 def _check_cover(pieces: Mapping[str, list[PieceRecord]], shapes: Mapping[str, torch.Size]) -> None:
@@ -334,8 +348,11 @@ def verify(state: Path, share: slice = slice(None)) -> list[str]:
     for name in sorted(manifest.files)[share]:
         try:
             found = file_record(state / name)
-        except OSError as error:
-            problems.append(f"{state / name}: cannot be read: {error.strerror}")
+        except FileNotFoundError:
+            problems.append(f"{state / name}: is missing")
+            continue
+        except OSError as error:  # of the file system, which may be well again later
+            problems.append(f"{state / name}: {UNREADABLE}: {error.strerror}")
             continue
         wanted = manifest.files[name]
         if found.bytes != wanted.bytes:
@@ -410,16 +427,16 @@ def retain(folder: Path, keep: int) -> list[Path]:
         if whole >= keep:
             _remove(state)
             removed.append(state)
-        elif _is_whole(state):
+        elif whole >= 2 or _is_whole(state):  # of more than two it is enough that they are there
             whole += 1
     return removed
 
 
 def prune(folder: Path, keep: int) -> list[Path]:
-    """`retain`, and what damaged or unfinished states left behind as well. Raises BadInput for less than two."""
+    """`retain`, and what damaged or removed states left behind as well. Raises BadInput for less than two."""
     if keep < 2:
         raise BadInput(f"--keep: must be at least 2, so that one state may be damaged; got {keep}")
-    leftovers = [*folder.glob("damaged-step-*"), *folder.glob(".*-step-*")]
+    leftovers = [*folder.glob("damaged-step-*"), *folder.glob(".old-step-*")]
     for leftover in leftovers:
         shutil.rmtree(leftover)
     return [*retain(folder, keep), *leftovers]
@@ -429,11 +446,18 @@ def _remove(state: Path) -> None:
     """Remove a state under another name, so that a death half-way leaves nothing that looks like one."""
     doomed = state.with_name(f".old-{state.name}")
     shutil.rmtree(doomed, ignore_errors=True)
-    state.rename(doomed)
-    shutil.rmtree(doomed)
+    shutil.rmtree(state.rename(doomed))
 
 
 # ---- reading
+
+
+def _restore_replaced(folder: Path) -> None:
+    """Put back a state that made way for a new one which never came."""
+    for replaced in folder.glob(f"{REPLACED}step-*"):
+        state = folder / replaced.name.removeprefix(REPLACED)
+        if not state.exists():
+            replaced.rename(state)
 
 
 def find_usable(folder: Path, before: int | None = None) -> Path | None:
@@ -442,18 +466,20 @@ def find_usable(folder: Path, before: int | None = None) -> Path | None:
     `before` takes only states of fewer optimizer steps. A damaged one is reported and set aside as `damaged-step-…`.
     Raises BadInput when states were committed and none is usable: a run never starts anew in silence.
     """
-    states = list_states(folder)
     rank, world_size = process_group.rank_and_world_size()
+    # Rank 0 lists: other nodes of a shared file system may still see the folder as it was.
+    if rank == 0:
+        _restore_replaced(folder)
+    listed = [state for state in list_states(folder) if before is None or _optimizer_step(state) < before]
+    states: list[Path] = process_group.gather_objects(listed if rank == 0 else None)[0]
     for state in reversed(states):
-        if before is not None and _optimizer_step(state) >= before:
-            continue
         shares = process_group.gather_objects(verify(state, slice(rank, None, world_size)))
         problems = list(dict.fromkeys(problem for share in shares for problem in share))
         if not problems:
             _known_whole[state] = _signature(state)
             return state
         log.warning("%s: damaged, so the state before it is used: %s", state, "; ".join(problems[:3]))
-        if rank == 0:
+        if rank == 0 and not any(UNREADABLE in problem for problem in problems):
             _set_aside(state)
         process_group.barrier()
     if before is None and (states or (folder / POINTER).exists()):
@@ -497,10 +523,10 @@ def read_manifest(state: Path) -> Manifest:
     try:
         values = json.loads(path.read_bytes())
         seal = values.pop("sha256", None)
-        if values.get("format") != FORMAT:
-            raise WrongFormat(f"{path}: has format {values.get('format')}, this version reads {FORMAT}")
         if seal != _seal(values):
             raise ValueError("its SHA-256 differs")
+        if values.get("format") != FORMAT:
+            raise WrongFormat(f"{path}: has format {values.get('format')}, this version reads {FORMAT}")
         return Manifest.model_validate(values)
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).splitlines()[:3])

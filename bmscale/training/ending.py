@@ -66,7 +66,8 @@ def of(run: RunFolder, train: Callable[[], Ending]) -> Ending:
     if launched:
         _follow_launcher()
     before = _signature(run)
-    rank = int(os.environ.get("RANK", "0"))
+    number = os.environ.get("RANK", "0")
+    rank = int(number) if number.isdigit() else 0  # what else it holds the process group refuses
     try:
         ending = train()
     except BaseException as error:
@@ -94,6 +95,7 @@ def _follow_launcher() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # before the steps there is nothing to save
 
 
 def _terminated(*_: Any) -> None:
@@ -103,7 +105,7 @@ def _terminated(*_: Any) -> None:
 def _ignore_signals() -> None:
     """The process is about to end, and has something to write first."""
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
 
 

@@ -45,13 +45,17 @@ class Metrics:
         with self._path.open(encoding="utf-8", errors="replace") as file:
             return any(f'"event": "{event}"' in line for line in file)
 
-    def resume(self, step: int) -> None:
-        """Forget lines after `step`: the run died later than its last training state, and will write them again."""
+    def resume(self, step: int, *, validated: bool = True) -> None:
+        """Forget lines after `step`: the run died later than its last training state, and will write them again.
+
+        What a validation found at `step` itself goes as well where the state is from before it (not `validated`).
+        """
         if not self._enabled or not self._path.exists():
             return
         # Not splitlines: a sentence may hold U+2028 and the like, which JSON does not escape.
         lines = self._path.read_text(encoding="utf-8", errors="replace").split("\n")
-        kept = [line for line in lines if _step_of(line) <= step]
+        last = [line for line in lines if _step_of(line) <= step]
+        kept = [line for line in last if validated or _step_of(line) < step or not _is_of_a_validation(line)]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         temporary.replace(self._path)
@@ -78,6 +82,11 @@ class Metrics:
             self._waiting = ""
         except OSError as error:
             log.warning("%s: cannot be written (%s); its lines wait", self._path, error.strerror)
+
+
+def _is_of_a_validation(line: str) -> bool:
+    """Scores, or a sample translation."""
+    return '"valid_loss": ' in line or '"translation": ' in line
 
 
 def _step_of(line: str) -> float:

@@ -64,7 +64,7 @@ def _path(run: RunFolder, rank: int) -> Path:
 
 def write(run: RunFolder, state: RankState) -> None:
     """Replace a rank's file in one stroke."""
-    run.ranks.mkdir(exist_ok=True)
+    run.ranks.mkdir(parents=True, exist_ok=True)
     final = _path(run, state.rank)
     temporary = final.with_suffix(".tmp")
     temporary.write_text(json.dumps(dataclasses.asdict(state), ensure_ascii=False) + "\n", encoding="utf-8")

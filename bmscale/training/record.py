@@ -158,17 +158,22 @@ def write_exit(
     if not folder.record.exists():
         return True
     values = {"class": kind or EXIT_CLASSES[code], "code": code, "message": message, **facts}
-    content = json.dumps(values, ensure_ascii=False) + "\n"
-    if not replace:
-        with contextlib.suppress(FileExistsError), folder.exit.open("x", encoding="utf-8") as file:
-            file.write(content)
-            return True
-        said = (read_exit(folder) or {}).get("code")
-        if said != LostRank.exit_code or code == said:
-            return False
     temporary = folder.exit.with_name(f".exit-{os.getpid()}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(folder.exit)
+    try:
+        temporary.write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
+        if not replace:
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, folder.exit)  # whole at once, and by one rank only
+                return True
+            said = (read_exit(folder) or {}).get("code")
+            if said != LostRank.exit_code or code == said:
+                return False
+        temporary.replace(folder.exit)
+    except OSError:  # a full disk: it is still to be said
+        return True
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return True
 
 

@@ -26,7 +26,7 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """SIGTERM and SIGUSR1 preempt, Ctrl-C interrupts; RUN/STOP stops and RUN/SAVE saves."""
+    """SIGTERM, SIGUSR1 and SIGHUP preempt, Ctrl-C interrupts; RUN/STOP stops and RUN/SAVE saves."""
 
     def __init__(self, run: RunFolder, rank: int) -> None:
         self._files = {STOPPED: run.path / "STOP", "save": run.path / "SAVE"} if rank == 0 else {}
@@ -46,6 +46,7 @@ class Signals:
             for number, what in (
                 (signal.SIGTERM, PREEMPTED),
                 (signal.SIGUSR1, PREEMPTED),
+                (signal.SIGHUP, PREEMPTED),  # a session that was lost: launchers pass it on
                 (signal.SIGINT, INTERRUPTED),
             ):
                 self._before[number] = signal.signal(number, self._handler(what))

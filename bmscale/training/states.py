@@ -47,6 +47,10 @@ class States:
         """Whether a state is to be saved after this step."""
         return step % self._training.save_every_steps == 0 or (self._retry_at is not None and step >= self._retry_at)
 
+    def postpone(self, step: int) -> None:
+        """Have a state saved after this step instead."""
+        self._retry_at = step
+
     def save(self, standing: Standing, *, wait: bool = False) -> bool:
         """Save, in the background where that is configured and not `wait`. Returns whether nothing went wrong so far.
 
@@ -144,7 +148,7 @@ class States:
         state = checkpoint.find_usable(self._folder, before=standing.optimizer_step)
         if state is None:
             return None
-        earlier = self.load(state)
+        earlier = self.load(state).with_(finished=False)
         kept = ("data_step", "seconds", "best_by", "best_value", "best_step", "stale_validations", "validated_step")
         return earlier.with_(
             **{key: getattr(standing, key) for key in kept},

@@ -37,7 +37,7 @@ from bmscale.training.spikes import SpikeDetector
 from bmscale.training.standing import Standing
 from bmscale.training.states import States
 from bmscale.training.step_data import PreparedData, StepData, StepReader
-from bmscale.training.watchdog import LOADING, Watchdog
+from bmscale.training.watchdog import BUILDING, LOADING, Watchdog
 
 log = logging.getLogger("bmscale")
 
@@ -77,6 +77,8 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
         process_group.barrier()  # from here on what is in the folder is of this start
         limit = None if training.hang_minutes is None else 60 * training.hang_minutes
         with Watchdog(run, engine.rank, engine.world_size, limit) as watchdog:
+            process_group.barrier()  # every rank has its file, so one that goes missing is missed
+            watchdog.at(BUILDING, 0)
             engine.moved = watchdog.moved
             build_model(engine, experiment, config)
             values, known = experiment.model_dump(), standing.trackers
@@ -209,7 +211,8 @@ class _Loop:
         try:
             standing = self.validate_if_due(standing)  # a run that was asked to leave while it validated
             self.signals.check()
-            for step_data in self.reader.steps(standing.data_step, self.total_steps):
+            first = self.total_steps if _out_of_patience(self.experiment, standing) else standing.data_step
+            for step_data in self.reader.steps(first, self.total_steps):
                 standing = self.train_step(step_data, standing)
                 if standing.skipped_in_a_row >= training.max_skipped_steps:
                     standing = self.roll_back(standing, f"{standing.skipped_in_a_row} steps in a row were skipped")
@@ -298,9 +301,10 @@ class _Loop:
     def resume(self, state: Path | None) -> Standing:
         """Load a training state, if there is one, and forget what was logged after it."""
         standing = self.states.load(state) if state else Standing()
-        standing = standing.with_(trackers=self.trackers.identifiers())
-        self.metrics.resume(standing.data_step)
-        self.samples.resume(standing.data_step)
+        standing = standing.with_(trackers=self.trackers.identifiers(), finished=False)
+        validated = standing.validated_step == standing.data_step
+        self.metrics.resume(standing.data_step, validated=validated)
+        self.samples.resume(standing.data_step, validated=validated)
         if self.engine.is_main:
             kept_models.forget_after(self.run, standing.data_step)
         if state:
@@ -387,8 +391,12 @@ class _Loop:
         """Save the training state, unless steps are being skipped: that is no place to come back to."""
         self.states.poll()
         wanted = self.states.is_due(standing.data_step) or self.signals.save_wanted
-        if wanted and standing.data_step < self.total_steps and not standing.skipped_in_a_row:
-            self.signals.save_wanted = False
+        if not wanted or standing.data_step == self.total_steps:
+            return
+        self.signals.save_wanted = False
+        if standing.skipped_in_a_row:
+            self.states.postpone(standing.data_step + 1)
+        else:
             self.at("saving", standing.data_step)
             self.states.save(standing)
 
@@ -424,6 +432,7 @@ class _Loop:
         seconds = None if since is None else round(time.time() - since, 3)
         self.record({"step": step, "event": kind, "saved": saved, "seconds_from_signal_to_saved": seconds})
         self.trackers.finish()
+        process_group.barrier()  # launchers kill those that are late once the first rank has left
         what = "the training state is saved" if saved else "the training state could NOT be saved, older ones are whole"
         message = f"{kind} at step {step} of {self.total_steps}: {what}; the same command goes on with the run"
         log.info("%s (%s s after the signal)", message, seconds)
@@ -442,6 +451,7 @@ class _Loop:
                 "and the same command writes it"
             )
         self.trackers.finish()
+        process_group.barrier()  # launchers kill those that are late once the first rank has left
         log.info(
             "trained %d steps, %s target tokens in %.0f s; best %s %.4f at step %d: %s",
             standing.data_step,

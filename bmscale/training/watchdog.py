@@ -31,7 +31,8 @@ GRACE_SECONDS = 10.0
 ORPHAN_SECONDS = 30.0
 """The same when the launcher is gone, of which SIGTERM told it (see `ending.follow_launcher`)."""
 
-STARTING, LOADING = "starting", "rolling back"
+STARTING, BUILDING, LOADING = "starting", "building the model", "rolling back"
+UNLIMITED = (STARTING, BUILDING, LOADING)
 """Phases without a time limit: DeepSpeed may compile, or a state of terabytes be verified, for many minutes."""
 WRITING = ("saving", "writing the model")
 """Phases that are worth finishing without a launcher."""
@@ -152,7 +153,8 @@ class Watchdog:
         if self._launcher is None or os.getppid() == self._launcher:
             return
         self._orphaned = self._orphaned or now
-        busy = self._place.phase in WRITING and now - self._moved < ORPHAN_SECONDS
+        # Also a rank that has written its own waits for the others' writing.
+        busy = self._place.phase in WRITING and now - self._moved < (self._limit or math.inf)
         if now - self._orphaned > ORPHAN_SECONDS and not busy:
             state = self.state()
             self._end(f"the launcher of {state.name} is gone (process {self._launcher}); at {state.place}", state)
@@ -182,7 +184,7 @@ class Watchdog:
         """End when nobody comes forward: rank 0 says so, another one only if rank 0 does not."""
         patience = OBSERVED_SECONDS * 1.5 * min(self._rank, 3)
         stalled = self._limit is not None and now - self._moved > self._limit + patience
-        if self._limit is None or not stalled or self._place.phase in (STARTING, LOADING):
+        if self._limit is None or not stalled or self._place.phase in UNLIMITED:
             self._before = None
             return
         if self._before is None:

@@ -1,6 +1,10 @@
 """Worker processes: order, bounded memory, errors."""
 
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +43,35 @@ def test_worker_processes_keep_order_bound_memory_and_pass_errors_on():
             list(pool.map(_wrong, range(100)))
         with pytest.raises(BmscaleError, match="worker process was killed"):
             list(pool.map(_crash, range(4)))
+
+
+ENDLESS = """
+import os, time
+from bmscale.data.workers import Workers
+def work(number):
+    print(os.getpid(), flush=True)
+    time.sleep(1000)
+if __name__ == "__main__":
+    list(Workers(2).map(work, range(4)))
+"""
+
+
+def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    with subprocess.Popen([sys.executable, tmp_path / "endless.py"], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        workers = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.kill()
+        deadline = time.monotonic() + 60
+        while any(is_running(worker) for worker in workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        status = Path(f"/proc/{pid}/stat")  # one that is dead and not reaped by anybody does not count
+        return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from bmscale.errors import BadInput
 from bmscale.model.average import average_models
 from bmscale.model.config import EncoderDecoderConfig
 from bmscale.model.folder import load_model, open_model_folder, write_model_folder
+from bmscale.model.tasks import TASKS
 
 TEXT = [f"{one} {two} dog sees the {two} cat." for one in ("the", "a", "no") for two in ("old", "red", "new", "big")]
 SHAPE = {"num_encoder_layers": 1, "num_decoder_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -151,3 +153,28 @@ def test_damage_that_shows_while_averaging_leaves_nothing_behind(folders, tmp_pa
     with pytest.raises(BadInput, match="cannot be read"):
         average_models(folders, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+def write_one_stack(folder, spiece, seed, task):
+    shape = {"vocab_size": 22, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    options = {} if task == "language_model" else {"mask_token_id": 5}
+    torch.manual_seed(seed)
+    model: Any = TASKS[task].model(TASKS[task].configure(**shape, **options))
+    write_model_folder(folder, model.config, model.named_parameters(), spiece, {"step": seed})
+    return folder
+
+
+@pytest.mark.parametrize("task", ["language_model", "masked_lm", "classification"])
+def test_models_of_every_task_are_averaged(spiece, tmp_path, task):
+    folders = [write_one_stack(tmp_path / name, spiece, seed, task) for seed, name in enumerate(("a", "b"))]
+    average_models(folders, tmp_path / "out")
+    models = [load_model(folder).state_dict() for folder in folders]
+    assert open_model_folder(tmp_path / "out", task).provenance["averaged"][1] == {"folder": "b", "step": 1}
+    for name, tensor in load_model(tmp_path / "out").state_dict().items():
+        torch.testing.assert_close(tensor, (models[0][name] + models[1][name]) / 2, rtol=1e-6, atol=1e-7)
+
+
+def test_models_of_two_tasks_are_refused(spiece, tmp_path):
+    folders = [write_one_stack(tmp_path / task, spiece, 1, task) for task in ("masked_lm", "classification")]
+    with pytest.raises(BadInput, match=r"architectures is \['EncoderOnlyForSequenceClassification'\], there"):
+        average_models(folders, tmp_path / "out")

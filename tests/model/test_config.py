@@ -3,7 +3,15 @@
 import pytest
 from transformers import AutoConfig
 
-from bmscale.model.config import PRESETS, EncoderDecoderConfig, default_intermediate_size, option_types
+from bmscale.model.config import (
+    PRESETS,
+    DecoderOnlyConfig,
+    EncoderDecoderConfig,
+    EncoderOnlyConfig,
+    default_intermediate_size,
+    option_types,
+)
+from bmscale.model.tasks import TASKS
 
 
 def test_derived_widths():
@@ -70,3 +78,36 @@ def test_options_are_those_of_the_model_not_of_the_tokenizer():
     assert not {"vocab_size", "pad_token_id", "use_cache", "is_encoder_decoder", "model_type"} & set(options)
     for preset in PRESETS.values():
         assert set(preset) <= set(options)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "said"),
+    [
+        (DecoderOnlyConfig, {"num_hidden_layers": 0}, "num_hidden_layers must be above 0"),
+        (EncoderOnlyConfig, {"mask_token_id": 32_000}, "mask_token_id must be one of 32000 pieces; got 32000"),
+        (EncoderOnlyConfig, {"head_dim": 33}, "head_dim must be even"),
+    ],
+)
+def test_what_contradicts_itself_in_one_stack_is_refused(config, options, said):
+    with pytest.raises(Exception, match="validate_architecture") as caught:
+        config(**options)
+    assert said in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_file_keeps_every_option_of_a_task(task, tmp_path):
+    kind = TASKS[task].config
+    for preset in TASKS[task].presets.values():
+        config = TASKS[task].configure(**{**preset, "vocab_size": 77, "head_dim": 16, "dropout": 0})
+        config.save_pretrained(tmp_path)
+        again = AutoConfig.from_pretrained(tmp_path)
+        assert type(again) is kind
+        for name in option_types(kind):
+            assert getattr(again, name) == getattr(config, name), name
+
+
+def test_options_of_one_stack():
+    assert "num_hidden_layers" in option_types(DecoderOnlyConfig)
+    assert "num_decoder_layers" not in option_types(DecoderOnlyConfig)
+    assert "classifier_pooling" in option_types(EncoderOnlyConfig)
+    assert "mask_token_id" not in option_types(EncoderOnlyConfig)

@@ -6,10 +6,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
@@ -18,6 +19,7 @@ from bmscale.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from bmscale.errors import BadInput
 from bmscale.model.config import EncoderDecoderConfig
 from bmscale.model.folder import load_model, open_model_folder, write_model_folder
+from bmscale.model.tasks import TASKS
 
 TEXT = """the old fisherman rowed across the quiet lake before sunrise. nobody knew where the letters came from.
 she counted seventeen boats near the broken bridge. my neighbour keeps bees, hens and one stubborn goat.
@@ -273,7 +275,9 @@ def test_files_of_two_models_are_told_apart(folder, model):
     edit(folder / "config.json", intermediate_size=64)
     open_model_folder(folder)
     edit(folder / "config.json", model_type="bert")
-    with pytest.raises(BadInput, match=r"config\.json: model_type must be an encoder-decoder; got 'bert'"):
+    with pytest.raises(
+        BadInput, match=r"must be that of an encoder-decoder; got a language model .*'bert'.*bmscale generate"
+    ):
         open_model_folder(folder)
     edit(folder / "config.json", model_type="nonsense")
     with pytest.raises(BadInput, match=r"config\.json: cannot be used \(model_type 'nonsense'\)"):
@@ -433,6 +437,122 @@ def test_the_card_s_python_works_in_a_fresh_process_without_network(written):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=written, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("['")
+
+
+OTHERS = {
+    "language_model": ["<s>", "the", "left"],
+    "masked_lm": ["<s>", "</s>", "right"],
+    "classification": ["<s>", "</s>", "right"],
+}
+"""The first and last piece of a text that its tokenizer gives ("the" ends in itself), and the side of padding."""
+
+
+@pytest.fixture(scope="module")
+def masking_spiece(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    path.write_bytes(train_tokenizer(SENTENCES, TokenizerConfig(vocabulary_size=120), ["<mask>"]))
+    return path
+
+
+@pytest.fixture(params=OTHERS)
+def other(request, masking_spiece, tmp_path):
+    """A model of another task, and its folder."""
+    task = TASKS[request.param]
+    shape = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    options: dict[str, Any] = {} if task.name == "language_model" else {"mask_token_id": 4}
+    if task.name == "classification":
+        options |= {"id2label": {0: "net", 1: "libs", 2: "doc"}, "label2id": {"net": 0, "libs": 1, "doc": 2}}
+    torch.manual_seed(0)
+    model: Any = task.model(task.configure(**shape, **options)).eval()
+    write_model_folder(tmp_path / "m", model.config, model.named_parameters(), masking_spiece, PROVENANCE)
+    return task, model, tmp_path / "m"
+
+
+def test_a_model_of_another_task_comes_back(other):
+    task, model, path = other
+    folder = open_model_folder(path, task.name)
+    assert folder.task is task
+    assert open_model_folder(path, None).task is task
+    assert (path / "generation_config.json").exists() == task.writes
+    loaded = load_model(folder)
+    assert type(loaded) is type(model)
+    assert same_weights(loaded, model)
+    again = getattr(transformers, task.auto_class).from_pretrained(path)
+    assert type(again) is type(model)
+    assert same_weights(again, model)
+    if task.name == "classification":
+        assert folder.config.id2label == {0: "net", 1: "libs", 2: "doc"}
+    with pytest.raises(BadInput, match=rf"must be that of an encoder-decoder; got {task.noun}"):
+        open_model_folder(path)
+
+
+def test_several_shards_of_another_task_and_any_name_of_a_tied_weight(other, masking_spiece, tmp_path):
+    task, model, _ = other
+    state = iter(model.state_dict().items())
+    write_model_folder(tmp_path / "s", model.config, state, masking_spiece, {}, max_shard_bytes=9000)
+    assert len(open_model_folder(tmp_path / "s", task.name).weights) > 2
+    assert same_weights(load_model(tmp_path / "s"), model)
+
+
+def test_the_tokenizer_frames_a_text_as_its_task_needs(other):
+    task, _, path = other
+    first, last, side = OTHERS[task.name]
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    pieces = tokenizer.convert_ids_to_tokens(tokenizer("the").input_ids)
+    assert (pieces[0], pieces[-1].lstrip("▁"), tokenizer.padding_side) == (first, last, side)
+    assert (tokenizer.mask_token_id == 4) == (task.name == "masked_lm")
+    processor = Tokenizer.load(path / "spiece.model")
+    for text in ODD_TEXTS:
+        ids = tokenizer(text).input_ids
+        assert ids[1 : len(ids) - (last == "</s>")] == processor.encode(text)[:-1]
+
+
+def test_damage_of_a_model_of_another_task_is_named(other):
+    task, _, path = other
+    if task.writes:
+        (path / "generation_config.json").unlink()
+        with pytest.raises(BadInput, match=r"generation_config\.json: missing"):
+            open_model_folder(path, task.name)
+        return
+    classes = {"masked_lm": "EncoderOnlyForSequenceClassification", "classification": "EncoderOnlyForMaskedLM"}
+    edit(path / "config.json", architectures=[classes[task.name]])
+    with pytest.raises(BadInput, match=r"model\.safetensors: (has no tensor|tensor .* has no place)"):
+        open_model_folder(path, None)
+    edit(path / "config.json", num_hidden_layers=10**9)
+    with pytest.raises(BadInput, match=r"config\.json: num_hidden_layers 1000000000 does not fit"):
+        open_model_folder(path, None)
+
+
+def test_more_labels_than_tensors_are_no_damage(masking_spiece, tmp_path):
+    shape = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = TASKS["classification"].configure(**shape, num_labels=100)
+    model: Any = TASKS["classification"].model(config)
+    write_model_folder(tmp_path / "m", config, model.named_parameters(), masking_spiece, {})
+    edit(tmp_path / "m" / "config.json", num_labels=100)
+    assert open_model_folder(tmp_path / "m", "classification").config.num_labels == 100
+
+
+def test_a_masked_model_needs_a_mask(masking_spiece, tmp_path):
+    config = TASKS["masked_lm"].configure(vocab_size=120, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    model: Any = TASKS["masked_lm"].model(config)
+    with pytest.raises(ValueError, match="mask_token_id of a masked language model must be"):
+        write_model_folder(tmp_path / "m", config, model.named_parameters(), masking_spiece, {})
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_card_of_another_task_works_in_a_fresh_process_without_network(other):
+    task, _, path = other
+    card = (path / "README.md").read_text()
+    assert f"pipeline_tag: {task.pipeline}" in card
+    assert (f"bmscale {task.command} ." in card) == (task.command is not None)
+    assert "translat" not in card
+    code = card.split("```python\n")[1].split("```")[0].replace('"A sentence."', '"the red dog"')
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("['")

@@ -1,6 +1,7 @@
 """First values: a function of (seed, name, shape), of the documented spread, with a first loss near ln V."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from transformers import initialization
 
 from bmscale.model import EncoderDecoderConfig, EncoderDecoderForConditionalGeneration, init
 from bmscale.model.config import PRESETS
+from bmscale.model.tasks import TASKS
 
 
 def config_of(preset="modern", **options):
@@ -52,6 +54,54 @@ def test_transformers_draws_from_the_same_distributions(preset, tied):
         deviation = float(ours.std(correction=0))
         assert float(parameter.std(correction=0)) == pytest.approx(deviation, rel=0.03), name
         assert float(parameter.mean()) == pytest.approx(float(ours.mean()), abs=0.1 * deviation + 1e-9), name
+
+
+@pytest.mark.parametrize("task", ["language_model", "masked_lm", "classification"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_documented_spread_of_one_stack(task, tied):
+    """Each kind of parameter against the table of init.py, by us and by transformers."""
+    width, depth, wide = 128, 3, 384
+    config = one_stack(task, tie_word_embeddings=tied, qk_norm=True, bias=True)
+    torch.manual_seed(0)
+    theirs = dict(TASKS[task].model(config).named_parameters())
+    seen = set()
+    for name, value in theirs.items():
+        ours = init.initial_value(name, value.shape, 0, config)
+        assert ours.shape == value.shape
+        kind = name.split(".")[-2]
+        seen.add(kind)
+        if name.endswith(".bias"):
+            expected = 0.0
+        elif name.endswith("norm.weight"):
+            expected = 0.0
+            assert (ours == 1).all()
+        elif kind in ("o_proj", "down_proj"):
+            expected = math.sqrt(2 / (5 * (wide if kind == "down_proj" else width) * 2 * depth))
+        else:
+            expected = math.sqrt(2 / (5 * width))
+        for parameter in (ours, value.detach()):
+            # the classifier has 640 weights, whose deviation is known to 3 %
+            assert float(parameter.std(correction=0)) == pytest.approx(expected, rel=0.1), name
+    assert ("lm_head" in seen) == (task != "classification" and not tied)
+    assert ("dense" in seen) == (task == "classification")
+
+
+@pytest.mark.parametrize("task", ["language_model", "masked_lm", "classification"])
+def test_the_first_loss_of_one_stack_is_near_the_logarithm_of_the_choices(task):
+    model: Any = TASKS[task].model(one_stack(task))
+    init.initialise(model, 3)
+    ids = torch.randint(4, 2000, (8, 20), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(8) % 5 if task == "classification" else ids.roll(2, 1)
+    with torch.no_grad():
+        sums = model(input_ids=ids, labels=labels, return_loss_sums=True)
+    assert float(sums.nll / sums.tokens) == pytest.approx(math.log(5 if task == "classification" else 2000), abs=0.4)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, init.initial_value(name, parameter.shape, 3, model.config)), name
+
+
+def one_stack(task, **options):
+    shape = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 2000, "num_labels": 5}
+    return TASKS[task].configure(**{**shape, **options})
 
 
 def test_residual_outputs_shrink_with_depth():

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from bmscale.model import EncoderDecoderConfig, EncoderDecoderForConditionalGeneration
-from bmscale.model.config import PRESETS
+from bmscale.model.config import DECODER_PRESETS, ENCODER_PRESETS, PRESETS
 from bmscale.model.init import initialise
+from bmscale.model.tasks import TASKS
 
 V = 40
 VARIANTS = {
@@ -26,12 +27,16 @@ def build(name="modern", *, attention="sdpa", dtype=torch.float32, **options):
     shape = {"vocab_size": V, "hidden_size": 32, "num_attention_heads": 4, "num_encoder_layers": 2}
     config = EncoderDecoderConfig(**{**shape, "num_decoder_layers": 2, **VARIANTS[name], **options})
     model = EncoderDecoderForConditionalGeneration._from_config(config, attn_implementation=attention)
+    return shaken(model).to(dtype)
+
+
+def shaken(model):
     initialise(model, 0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-    return model.to(dtype).eval()
+    return model.eval()
 
 
 @pytest.fixture
@@ -56,6 +61,70 @@ def test_logits_are_those_of_the_plain_implementation(name, attention, pairs):
     assert float(got.std()) > 0.1
 
 
+ONE_STACK = {
+    **DECODER_PRESETS,
+    **ENCODER_PRESETS,
+    "gqa": {"num_key_value_heads": 2, "head_dim": 10, "tie_word_embeddings": False},
+    "vanilla": PRESETS["vanilla"],
+    "sandwich-scaled": {"sandwich_norm": True, **VARIANTS["scaled"]},
+}
+
+
+@pytest.mark.parametrize("name", ONE_STACK)
+@pytest.mark.parametrize("task", ["language_model", "masked_lm", "classification"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_logits_of_one_stack(name, task, attention, pairs):
+    """Right padding is hidden by the order from a decoder, and by the mask from an encoder."""
+    model = one_stack(task, name, attention)
+    ids, real, _ = pairs
+    length = ids.shape[1]
+    seen = real[:, None, None, :]
+    if task == "language_model":
+        seen = seen & past(length)
+    with torch.no_grad():
+        got = model(input_ids=ids, attention_mask=real).logits
+        expected = plain_one_stack(model, task, ids, seen, torch.arange(length).expand(3, -1), real)
+    if task != "classification":  # what stands in a padded slot means nothing
+        got, expected = got[real], expected[real]
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert float(got.std()) > 0.05
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "eurobert", "vanilla"])
+@pytest.mark.parametrize("task", ["language_model", "masked_lm"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_logits_of_packed_rows(name, task, attention):
+    model = one_stack(task, name, attention)
+    segments = torch.tensor([[1, 1, 1, 2, 3, 3, 3, 3, 0], [7, 7, 7, 7, 7, 9, 9, 9, 9]])
+    position = torch.tensor([[0, 1, 2, 0, 0, 1, 2, 3, 0], [0, 1, 2, 3, 4, 0, 1, 2, 3]])
+    ids = torch.randint(4, V, (2, 9), generator=torch.Generator().manual_seed(3))
+    seen = torch.tensor([[[[row[q] == row[k] for k in range(9)] for q in range(9)]] for row in segments.tolist()])
+    if task == "language_model":
+        seen = seen & past(9)
+    with torch.no_grad():
+        got = model(input_ids=ids, segment_ids=segments).logits
+        expected = plain_one_stack(model, task, ids, seen, position, segments != 0)
+    torch.testing.assert_close(got[segments != 0], expected[segments != 0], atol=1e-5, rtol=1e-5)
+
+
+def one_stack(task, name, attention):
+    shape = {"vocab_size": V, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+    config = TASKS[task].configure(**{**shape, **ONE_STACK[name]}, num_labels=5)
+    model_class: Any = TASKS[task].model
+    return shaken(model_class._from_config(config, attn_implementation=attention))
+
+
+def plain_one_stack(model, task, ids, seen, position, real):
+    weights = model.state_dict()
+    x = stack(weights, model.config, "model.", 2, ids, seen, position)
+    if task != "classification":
+        return torch.einsum("btd,vd->btv", x, weights["lm_head.weight"]) * model.config.logit_scale
+    pooled = torch.stack([states[is_real].mean(0) for states, is_real in zip(x, real, strict=True)])
+    hidden = pooled @ weights["dense.weight"].T + weights["dense.bias"]
+    hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+    return hidden @ weights["classifier.weight"].T + weights["classifier.bias"]
+
+
 Weights = dict[str, torch.Tensor]
 
 
@@ -63,32 +132,35 @@ def plain_logits(
     weights: Weights, config: Any, source: torch.Tensor, source_real: torch.Tensor, target: torch.Tensor
 ) -> torch.Tensor:
     """Source (B, S), which of it is real (B, S), target inputs (B, T) -> (B, T, V)."""
-    states = stack(weights, config, "model.encoder.", source, source_real[:, None, None, :])
-    length = target.shape[1]
-    past = torch.tensor([[i >= j for j in range(length)] for i in range(length)])[None, None]
-    x = stack(weights, config, "model.decoder.", target, past, states, source_real[:, None, None, :])
+    source_seen = source_real[:, None, None, :]
+    position = torch.arange(max(source.shape[1], target.shape[1]))
+    states = stack(
+        weights, config, "model.encoder.", config.num_encoder_layers, source, source_seen, position[: source.shape[1]]
+    )
+    position = position[: target.shape[1]]
+    seen = past(len(position))
+    x = stack(weights, config, "model.decoder.", config.num_decoder_layers, target, seen, position, states, source_seen)
     return torch.einsum("btd,vd->btv", x, weights["lm_head.weight"]) * config.logit_scale
 
 
-def stack(weights, config, prefix, ids, seen, states=None, states_seen=None):
+def past(length):
+    return torch.tensor([[i >= j for j in range(length)] for i in range(length)])[None, None]
+
+
+def stack(weights, config, prefix, depth, ids, seen, position, states=None, states_seen=None):
     x = weights[prefix + "embed.tokens.weight"][ids] * config.embedding_scale
     if config.scale_embeddings:
         x = x * math.sqrt(config.hidden_size)
     if config.positions == "sinusoid":
-        x = x + sinusoid_table(ids.shape[1], config.hidden_size).to(x)
-    for layer in range(config.num_encoder_layers if states is None else config.num_decoder_layers):
+        x = x + sinusoid_table(ids.shape[1], config.hidden_size).to(x)[position]
+    for layer in range(depth):
         at = f"{prefix}layers.{layer}."
         h = norm(x, weights, config, at + "self_attention_norm")
-        x = residual(
-            x,
-            attention(h, h, weights, config, at + "self_attention.", seen, True),
-            weights,
-            config,
-            at + "self_attention",
-        )
+        h = attention(h, h, weights, config, at + "self_attention.", seen, position)
+        x = residual(x, h, weights, config, at + "self_attention")
         if states is not None:
             h = norm(x, weights, config, at + "cross_attention_norm")
-            h = attention(h, states, weights, config, at + "cross_attention.", states_seen, False)
+            h = attention(h, states, weights, config, at + "cross_attention.", states_seen, None)
             x = residual(x, h, weights, config, at + "cross_attention")
         h = feed_forward(norm(x, weights, config, at + "feed_forward_norm"), weights, config, at + "feed_forward.")
         x = residual(x, h, weights, config, at + "feed_forward")
@@ -118,7 +190,9 @@ def project(x, weights, name):
     return y + weights[name + ".bias"] if name + ".bias" in weights else y
 
 
-def attention(x, other, weights, config, name, seen, is_self):
+def attention(x, other, weights, config, name, seen, position):
+    """`position` is None where another stack is looked at."""
+    is_self = position is not None
     query, key, value = (
         project(y, weights, f"{name}{letter}_proj").unflatten(-1, (-1, config.head_dim))
         for y, letter in ((x, "q"), (other, "k"), (other, "v"))
@@ -129,7 +203,7 @@ def attention(x, other, weights, config, name, seen, is_self):
             rms(key, weights[name + "k_norm.weight"], config),
         )
     if is_self and config.positions == "rope":
-        query, key = rope(query, config), rope(key, config)
+        query, key = rope(query, config, position), rope(key, config, position)
     shared_by = config.num_attention_heads // config.num_key_value_heads
     heads = []
     for head in range(config.num_attention_heads):
@@ -140,10 +214,10 @@ def attention(x, other, weights, config, name, seen, is_self):
     return project(torch.cat(heads, -1), weights, name + "o_proj")
 
 
-def rope(x, config):
+def rope(x, config, position):
     half = config.head_dim // 2
     frequency = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
-    angle = (torch.arange(x.shape[1], dtype=torch.float64)[:, None] * frequency)[None, :, None].to(x.dtype)
+    angle = (position[..., None].double() * frequency)[..., None, :].to(x.dtype)
     a, b = x[..., :half], x[..., half:]
     return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
 

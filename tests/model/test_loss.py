@@ -97,6 +97,29 @@ def test_nothing_to_count_gives_zero_loss_and_zero_gradients(smoothing):
     assert cross_entropy(hidden @ weight.T, nothing, smoothing).loss.item() == 0
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_what_is_right_is_counted_without_gradients(labels, chunk):
+    hidden, weight = inputs(torch.float32)
+    logits = (hidden @ weight.T).detach()
+    labels[1:9] = logits[1:9].argmax(-1)
+    expected = int((logits.argmax(-1) == labels).sum())
+    assert expected >= 8
+    with torch.no_grad():
+        for sums in (linear_cross_entropy(hidden, weight, labels, 0.1, chunk), cross_entropy(logits, labels)):
+            assert sums.correct is not None
+            assert int(sums.correct) == expected
+    assert linear_cross_entropy(hidden, weight, labels, 0.1, chunk).correct is None
+    assert cross_entropy(logits, labels).correct is None
+
+
+def test_the_mean_is_over_labels_or_over_what_is_given(labels):
+    hidden, weight = inputs(torch.float32)
+    sums = linear_cross_entropy(hidden, weight, labels)
+    torch.testing.assert_close(sums.mean(), sums.loss / (T - 3))
+    torch.testing.assert_close(sums.mean(10), sums.loss / 10)
+    assert linear_cross_entropy(hidden, weight, torch.full((T,), -100)).mean().item() == 0
+
+
 def test_evaluation_computes_no_gradient(labels):
     hidden, weight = inputs(torch.float32)
     with torch.no_grad():

@@ -40,6 +40,18 @@ def test_a_dy_that_is_not_contiguous():
     assert torch.autograd.gradcheck(lambda x: norm(x).transpose(0, 1), (x,))
 
 
+def test_a_backward_pass_inside_autocast_is_that_outside():
+    norm = RMSNorm(8, 1e-6)
+    gradients = []
+    for inside in (False, True):
+        x = torch.linspace(-1, 2, 24).view(3, 8).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = norm(x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            gradients.append(torch.autograd.grad(y.float().sum(), (x, norm.weight)))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)
+
+
 def test_autocast_gives_the_type_of_the_next_product():
     with torch.autocast("cpu", torch.bfloat16):
         assert RMSNorm(8, 1e-6)(torch.ones(2, 8)).dtype == torch.bfloat16

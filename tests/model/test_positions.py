@@ -5,7 +5,7 @@ import math
 import torch
 
 from bmscale.model.config import EncoderDecoderConfig
-from bmscale.model.positions import positions, rotate, rotation, sinusoids
+from bmscale.model.positions import find_positions, positions, rotate, rotation, sinusoids
 
 
 def test_rotation_is_a_rotation_by_position_times_frequency():
@@ -48,3 +48,26 @@ def test_sinusoids_are_fairseqs():
             angle = (t + 2) * 10_000 ** (-k / 3)
             assert abs(float(table[t, k]) - math.sin(angle)) < 1e-5
             assert abs(float(table[t, k + 4]) - math.cos(angle)) < 1e-5
+
+
+def test_positions_of_rows():
+    x = torch.zeros(2, 4, 8)
+    assert find_positions(x).tolist() == [0, 1, 2, 3]
+    assert find_positions(x, start=3).tolist() == [3, 4, 5, 6]
+    assert find_positions(x, position_ids=torch.tensor([[5, 6, 7, 9]])).tolist() == [[5, 6, 7, 9]]
+    segments = torch.tensor([[1, 1, 2, 0], [2, 3, 3, 3]])
+    assert find_positions(x, segment_ids=segments).tolist() == [[0, 1, 0, 0], [0, 0, 1, 2]]
+    left = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])  # two earlier tokens lie in a cache
+    assert find_positions(x, attention_mask=left, start=2).tolist() == [[0, 1, 2, 3], [2, 3, 4, 5]]
+
+
+def test_tables_of_rows_are_those_of_each_row():
+    config = EncoderDecoderConfig(hidden_size=12, num_attention_heads=2)
+    rows = torch.tensor([[0.0, 1, 2, 0], [0, 0, 1, 2]])
+    for table in range(2):
+        both = rotation(config, rows, torch.float32)[table]
+        assert both.shape == (2, 4, 1, 6)
+        for row in range(2):
+            assert torch.equal(both[row : row + 1], rotation(config, rows[row], torch.float32)[table])
+    both = sinusoids(rows, 8, torch.float32)
+    assert torch.equal(both[1], sinusoids(rows[1], 8, torch.float32))

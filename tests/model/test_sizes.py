@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from bmscale.model import EncoderDecoderConfig, EncoderDecoderForConditionalGeneration
-from bmscale.model.config import PRESETS
-from bmscale.model.sizes import SIZES, count_parameters
+from bmscale.model import EncoderDecoderConfig
+from bmscale.model.config import DECODER_PRESETS, ENCODER_PRESETS, PRESETS
+from bmscale.model.sizes import DECODER_SIZES, ENCODER_SIZES, SIZES, count_parameters
+from bmscale.model.tasks import TASKS, model_class
 
 # name: (non-embedding, total) parameters of the modern preset at V = 32,000
 COUNTS = {
@@ -24,14 +25,31 @@ COUNTS = {
 }
 
 
+# The same of the llama preset. An eurobert of that size has as many.
+DECODER_COUNTS = {
+    "tiny": (853_120, 4_949_120),
+    "mini": (4_820_224, 13_012_224),
+    "small": (14_162_304, 26_450_304),
+    "base": (84_953_856, 109_529_856),
+    "big": (205_554_688, 238_322_688),
+    "300m": (269_790_208, 302_558_208),
+    "1b": (924_919_808, 990_455_808),
+    "3b": (2_818_747_392, 2_917_051_392),
+    "7b": (6_734_270_464, 6_865_342_464),
+    "13b": (12_662_031_360, 12_825_871_360),
+    "30b": (29_698_579_456, 29_927_955_456),
+    "70b": (69_207_662_592, 69_469_806_592),
+}
+
+
 def build(config):
     with torch.device("meta"):
-        return EncoderDecoderForConditionalGeneration(config)
+        return model_class(config)(config)
 
 
 def sizes_of(model):
     total = sum(parameter.numel() for parameter in model.parameters())
-    tables = {id(module.weight): module.weight.numel() for module in model.modules() if module is model.lm_head}
+    tables = {id(head.weight): head.weight.numel() for name, head in model.named_modules() if name == "lm_head"}
     tables |= {
         id(module.weight): module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Embedding)
     }
@@ -55,6 +73,46 @@ def test_names_are_honest(name, nominal):
 def test_a_size_weighs_about_the_same_in_every_preset(preset):
     config = EncoderDecoderConfig(**PRESETS[preset], **SIZES["base"], vocab_size=32_000)
     assert count_parameters(config).total == pytest.approx(COUNTS["base"][1], rel=0.03)
+
+
+@pytest.mark.parametrize("name", DECODER_SIZES)
+def test_named_sizes_of_one_stack(name):
+    assert list(DECODER_SIZES) == list(SIZES)
+    config = TASKS["language_model"].configure(**DECODER_PRESETS["llama"], **DECODER_SIZES[name], vocab_size=32_000)
+    assert sizes_of(build(config)) == DECODER_COUNTS[name]
+    count = count_parameters(config)
+    assert (count.non_embedding, count.total) == DECODER_COUNTS[name]
+    if name not in ENCODER_SIZES:
+        return
+    config = TASKS["masked_lm"].configure(**ENCODER_PRESETS["eurobert"], **ENCODER_SIZES[name], vocab_size=32_000)
+    assert sizes_of(build(config)) == DECODER_COUNTS[name]
+    count = count_parameters(config)
+    assert (count.non_embedding, count.total) == DECODER_COUNTS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "nominal"),
+    [("300m", 3e8), ("1b", 1e9), ("3b", 3e9), ("7b", 7e9), ("13b", 13e9), ("30b", 30e9), ("70b", 70e9)],
+)
+def test_names_of_one_stack_are_honest(name, nominal):
+    assert DECODER_COUNTS[name][1] == pytest.approx(nominal, rel=0.03)
+
+
+@pytest.mark.parametrize("task", ["language_model", "masked_lm", "classification"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tie_word_embeddings": False},
+        {"num_key_value_heads": 2, "head_dim": 24, "intermediate_size": 100, "qk_norm": True},
+        {**PRESETS["vanilla"], "sandwich_norm": True},
+    ],
+)
+def test_formula_is_exact_for_one_stack(task, options):
+    shape = {"vocab_size": 99, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, "num_labels": 7}
+    config = TASKS[task].configure(**{**shape, **options})
+    count = count_parameters(config)
+    assert (count.non_embedding, count.total) == sizes_of(build(config))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -31,6 +31,9 @@ class FakeEngine:
     def shapes(self) -> dict[str, torch.Size]:
         return SHAPES
 
+    def moved(self) -> None:
+        pass
+
     def pieces(self):
         for name, shape in self.held.items():
             for number, kind in enumerate(self.state_kinds):
@@ -139,7 +142,9 @@ def test_a_run_never_starts_anew_in_silence(states):
 
 def test_a_state_of_another_version_is_not_taken_for_damaged(states):
     path = states / "step-00000010" / "state.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    values = {**json.loads(path.read_text()), "format": 99}
+    del values["sha256"]
+    path.write_text(json.dumps({**values, "sha256": checkpoint._seal(values)}))
     with pytest.raises(BadInput, match="has format 99, this version reads 2"):
         find_usable(states)
     assert names(states) == ["latest", "step-00000005", "step-00000010"]
@@ -151,6 +156,36 @@ def test_what_was_not_committed_is_no_state(states):
     assert find_usable(states) == states / "step-00000010"
     save(states, 20)
     assert names(states) == ["latest", "step-00000010", "step-00000020"]
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])  # a failure, and a death
+def test_a_state_saved_again_replaces_the_first_only_when_it_is_whole(states, monkeypatch, error):
+    newest = states / "step-00000010"
+    rename = Path.rename
+
+    def fails(path: Path, target: Path) -> Path:
+        if path.name.startswith(".tmp"):
+            raise error
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises((checkpoint.SaveFailed, KeyboardInterrupt)):
+        save(states, 10)
+    assert find_usable(states) == newest
+    monkeypatch.undo()
+    save(states, 10, engine=FakeEngine(77.0))
+    assert StateReader(newest)("b", "master", 0, 1).item() == 77.0
+    assert names(states) == ["latest", "step-00000005", "step-00000010"]
+
+
+def test_a_file_system_that_cannot_be_read_now_damages_nothing(states, monkeypatch):
+    def unreadable(path: Path) -> checkpoint.FileRecord:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "file_record", unreadable)
+    with pytest.raises(BadInput, match="holds no training state that is whole"):
+        find_usable(states)
+    assert names(states) == ["latest", "step-00000005", "step-00000010"]
 
 
 def test_two_whole_states_stay_whatever_is_damaged(states):

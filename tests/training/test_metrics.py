@@ -38,3 +38,28 @@ def test_other_ranks_write_nothing(tmp_path):
 def test_mfu_is_against_the_dense_peak_of_all_devices():
     assert model_flops_utilisation(989.4e12, 2, "NVIDIA H100 80GB HBM3") == pytest.approx(0.5)
     assert model_flops_utilisation(1e12, 1, "cpu") is None
+
+
+def test_a_validation_that_the_state_does_not_know_is_forgotten(tmp_path):
+    """It is done again, and would stand there twice."""
+    path = tmp_path / "metrics.jsonl"
+    metrics = Metrics(path, enabled=True)
+    rows = [{"step": 2, "valid_loss": 1.0}, {"step": 4, "loss": 1.0}, {"step": 4, "valid_loss": 1.0}]
+    for row in rows:
+        metrics.write(row)
+    metrics.resume(4)
+    assert len(path.read_text().splitlines()) == 3
+    metrics.resume(4, validated=False)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows[:2]
+
+
+def test_a_full_disk_keeps_lines_waiting(tmp_path, monkeypatch):
+    path = tmp_path / "runs" / "metrics.jsonl"
+    metrics = Metrics(path, enabled=True)
+    metrics.write({"step": 1})  # there is no such folder
+    path.parent.mkdir()
+    metrics.write({"step": 2})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+    assert metrics.holds("saved") is False
+    metrics.write({"step": 3, "event": "saved"})
+    assert metrics.holds("saved")

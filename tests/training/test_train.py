@@ -31,7 +31,9 @@ def test_the_run_folder_holds_what_the_readme_says(trained):
     assert record["starts"][0]["versions"]["torch"] == torch.__version__
     assert json.loads((run / "exit.json").read_text()) == {"class": "done", "code": 0, "message": "trained"}
     assert "validation at step 12" in (run / "log.txt").read_text()
-    assert [path.name for path in sorted((run / "state").iterdir())] == ["step-00000008", "step-00000012"]
+    states = [path.name for path in sorted((run / "state").iterdir())]
+    assert states == ["latest", "step-00000008", "step-00000012"]
+    assert [line["step"] for line in metrics(run) if line.get("event") == "saved"] == [4, 8, 12]
     for which in ("best", "last"):
         assert (run / "model" / which / "provenance.json").is_file()
 
@@ -108,7 +110,7 @@ def test_a_run_that_dies_at_its_very_end_is_not_finished(bmscale, trained):
 
 
 def deterministic(run: Path) -> list[dict]:
-    """The metrics without what depends on the machine."""
+    """The metrics without what depends on the machine, and without the events of the run's life."""
     speed = (
         "tokens_per_second",
         "source_and_target_tokens_per_second",
@@ -117,7 +119,9 @@ def deterministic(run: Path) -> list[dict]:
         "memory_gib",
         "seconds",
     )
-    return [{key: value for key, value in line.items() if key not in (*speed, "seconds")} for line in metrics(run)]
+    return [
+        {key: value for key, value in line.items() if key not in speed} for line in metrics(run) if "event" not in line
+    ]
 
 
 @pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
@@ -151,7 +155,7 @@ def test_offload_trains_the_same_run(bmscale, trained):
 def test_bf16_and_activation_checkpointing_train(bmscale, trained):
     settings = ["training.precision=bf16", "training.activation_checkpointing=true", "run=runs/bf16"]
     bmscale("train", "tiny.yaml", *settings, folder=trained)
-    fp32, bf16 = (metrics(trained / "runs" / name)[-1]["valid_loss"] for name in ("tiny", "bf16"))
+    fp32, bf16 = (deterministic(trained / "runs" / name)[-1]["valid_loss"] for name in ("tiny", "bf16"))
     assert bf16 == pytest.approx(fp32, rel=0.02)
 
 
@@ -172,6 +176,27 @@ def test_a_longer_run_goes_on(bmscale, trained):
     record = yaml.safe_load((trained / "runs/longer/run.yaml").read_text())
     assert len(record["starts"]) == 2
     assert record["total_steps"] == 14
+
+
+def test_a_run_that_changes_shape_four_times_follows_the_data(bmscale, trained):
+    """Shrunk, grown, under other stages: every step trains on what it would have, with the losses it would have."""
+    settings = ["model.dropout=0.0", "training.log_every_steps=1", "evaluation.pairs=0", "evaluation.every_steps=99"]
+    shapes = [("none", 1), ("zero2", 2), ("zero3", 4), ("zero0", 1), ("zero1", 2)]
+    for number, (deepspeed, ranks) in enumerate(shapes, 1):
+        more = [f"training.deepspeed={deepspeed}", f"training.max_steps={3 * number}", "run=runs/shapes"]
+        result = bmscale("train", "tiny.yaml", *settings, *more, folder=trained, ranks=ranks)
+        assert number == 1 or "probe batch: loss" in result.stderr
+    bmscale("train", "tiny.yaml", *settings, "training.max_steps=15", "run=runs/one-shape", folder=trained)
+    changed, whole = (
+        [line for line in deterministic(trained / "runs" / name) if "loss" in line] for name in ("shapes", "one-shape")
+    )
+    assert [line["step"] for line in changed] == list(range(1, 16))
+    for one, other in zip(changed, whole, strict=True):
+        assert one["tokens"] == other["tokens"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+    starts = yaml.safe_load((trained / "runs/shapes/run.yaml").read_text())["starts"]
+    assert [start["world_size"] for start in starts] == [1, 2, 4, 1, 2]
 
 
 def test_best_follows_the_selected_score(bmscale, trained):
@@ -226,7 +251,7 @@ def test_two_languages_sampled_subwords_and_a_running_mean_on_two_ranks(bmscale,
     one, two = (tmp_path / "runs" / name for name in ("one", "two"))
     for line, other in zip(deterministic(one), deterministic(two), strict=True):
         assert other == pytest.approx(line, rel=1e-4)
-    validation = metrics(one)[-1]
+    validation = deterministic(one)[-1]
     assert {"valid_loss", "valid_loss_en-de", "valid_loss_de-en", "bleu_en-de", "bleu_de-en"} <= validation.keys()
     for name, tensor in weights(one, "ema").items():
         assert torch.allclose(tensor, weights(two, "ema")[name], atol=2e-5), name

@@ -1,0 +1,119 @@
+"""The model card, README.md of a model folder: YAML for the Hugging Face hub, then what a person wants to
+know first."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from bmscale.model.tasks import Task
+
+
+def model_card(name: str, record: Mapping[str, Any], task: Task) -> str:
+    """The card of the model `name` with this provenance (`folder.write_model_folder`)."""
+    languages = [record[key] for key in ("source_language", "target_language") if record.get(key)]
+    header = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {task.pipeline}",
+        f"tags: [bmscale, {task.pipeline}]",
+    ]
+    if languages:
+        header.append(f"language: {json.dumps(languages)}")
+    facts = "\n".join(f"- {key}: {value}" for key, value in _facts(record, languages) if value)
+    what, example, python = _USES[task.name]
+    command = _COMMAND.format(task.command, example) if task.command else ""
+    return "\n".join(header) + _BODY.format(
+        name=name, what=what, facts=facts, command=command, python=python.strip(), auto_class=task.auto_class
+    )
+
+
+def _facts(record: Mapping[str, Any], languages: list[str]) -> list[tuple[str, str]]:
+    facts = [("languages", " → ".join(languages)), ("parameters", f"{record['parameters']:,} ({record['dtype']})")]
+    if record.get("optimizer_step") is not None:
+        facts.append(("optimizer steps", f"{record['optimizer_step']:,}"))
+    if record.get("averaged"):
+        facts.append(("average of", ", ".join(str(one["folder"]) for one in record["averaged"])))
+    if record.get("target_tokens") is not None:
+        facts.append(("target tokens seen", f"{record['target_tokens']:,}"))
+    if record.get("data_hash"):
+        facts.append(("training data", f"`{record['data_hash']}` (hash of the prepared data)"))
+    for metric, value in (record.get("scores") or {}).items():
+        figure = value if isinstance(value, Mapping) else {"score": value}
+        if figure["score"] is None or not math.isfinite(figure["score"]):
+            continue  # nothing was measured
+        signature = f" (`{figure['signature']}`)" if figure.get("signature") else ""
+        facts.append((figure.get("name", metric), f"{figure['score']:.2f}{signature}"))
+    return facts
+
+
+_COMMAND = """One text a line, from this folder:
+
+```sh
+bmscale {} . {}
+```
+
+"""
+
+# For each task: what the model is, what its command reads and writes, how Python uses it.
+_USES = {
+    "translation": (
+        "A translation model",
+        "< source.txt > translation.txt",
+        """
+batch = tokenizer(["A sentence."], return_tensors="pt")
+print(tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True))
+""",
+    ),
+    "language_model": (
+        "A language model",
+        "< prompts.txt",
+        """
+batch = tokenizer(["A sentence."], return_tensors="pt")
+print(tokenizer.batch_decode(model.generate(**batch, max_new_tokens=50), skip_special_tokens=True))
+""",
+    ),
+    "masked_lm": (
+        "A masked language model",
+        "",
+        """
+ids = tokenizer("A sentence.", return_tensors="pt").input_ids
+ids[0, 1] = tokenizer.mask_token_id
+best = model(input_ids=ids).logits[0, 1].topk(5).indices
+print(tokenizer.convert_ids_to_tokens(best.tolist()))
+""",
+    ),
+    "classification": (
+        "A text classifier",
+        "< texts.txt > labels.txt",
+        """
+batch = tokenizer(["A sentence."], return_tensors="pt")
+print([model.config.id2label[best] for best in model(**batch).logits.argmax(-1).tolist()])
+""",
+    ),
+}
+
+_BODY = """
+---
+
+# {name}
+
+{what} trained with bmscale.
+
+{facts}
+
+## Use
+
+{command}In Python:
+
+```python
+import bmscale.model  # registers the architecture
+from transformers import {auto_class}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = {auto_class}.from_pretrained(".")
+{python}
+```
+
+`provenance.json` says where the model comes from.
+"""
