@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,10 @@ def losses(run: Path) -> dict[int, tuple[float, float]]:
     """Loss and gradient norm by step: AdamW would hide a wrong scale of the gradient from the loss alone."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: (line["loss"], line["grad_norm"]) for line in lines if "loss" in line}
+
+
+def shown(cluster: Cluster, job: str) -> str:
+    return cluster.command("scontrol", "show", "job", job, "--oneliner").stdout
 
 
 def starts(run: Path) -> list[dict]:
@@ -106,10 +112,10 @@ def test_a_job_whose_ranks_refuse_fails_once(cluster, folder):
 def test_a_mistake_in_the_experiment_fails_once_and_ends_its_array(cluster, folder):
     array = cluster.submit("--array=1-3%1", TRAIN, "toy", "training.max_stesp=1", cwd=folder, **QUICK)
     cluster.wait(array, folder, lambda job: job.has_ended, seconds=60)
-    shown = cluster.command("scontrol", "show", "job", array, "--oneliner").stdout.splitlines()
-    assert len(shown) == 2, shown  # the one that was started, and those that were not
-    assert sum("JobState=CANCELLED" in line for line in shown) == 1
-    (failed,) = [line for line in shown if "ArrayTaskId=1 " in line]
+    elements = shown(cluster, array).splitlines()
+    assert len(elements) == 2, elements  # the one that was started, and those that were not
+    assert sum("JobState=CANCELLED" in line for line in elements) == 1
+    (failed,) = [line for line in elements if "ArrayTaskId=1 " in line]
     number = failed.split()[0].removeprefix("JobId=")
     job = cluster.job(number, folder)
     assert (job.state, job.exit_code, job.restarts) == ("FAILED", 2, 0), job.output
@@ -119,7 +125,7 @@ def test_a_mistake_in_the_experiment_fails_once_and_ends_its_array(cluster, fold
 
 # -- interrupted jobs --------------------------------------------------------------------------------------------------
 
-MANY_STEPS = [*SHORT, "training.max_steps=300", "evaluation.every_steps=100", "training.save_every_steps=1000"]
+MANY_STEPS = [*SHORT, "training.max_steps=150", "evaluation.every_steps=75", "training.save_every_steps=1000"]
 
 
 def lines(run: Path) -> list[dict]:
@@ -161,17 +167,20 @@ def ended(run: Path) -> tuple[str, int]:
 
 
 def test_a_job_that_is_interrupted_three_times_ends_as_if_nothing_had_been(cluster, folder):
-    """By its time limit, by hand, by a rank that is killed. The job of comparison is two elements of an array, of which
-    the second finds the run done."""
+    """By its time limit, by hand, by a rank that is killed. The run of comparison comes from `bmscale submit`, as two
+    elements of an array, of which the second finds it done."""
     whole, run = folder / "runs/whole", folder / "runs/stopped"
-    array = cluster.submit(
-        "--nodes=2", "--array=1-2%1", TRAIN, "toy", *MANY_STEPS, "run=runs/whole", cwd=folder, **QUICK
-    )
-    # SLURM looks at time limits twice a minute: the signal comes 10 to 40 s after the start.
-    options = ("--nodes=2", "--time=2", "--signal=B:USR1@110")
-    job = cluster.submit(*options, TRAIN, "toy", *MANY_STEPS, "run=runs/stopped", cwd=folder, BMSCALE_ENV="active")
+    words = ("toy", *MANY_STEPS, "run=runs/whole", "--nodes=2", "--array=1-2%1", "--output=job-%j.log")
+    array = cluster.command(sys.executable, "-m", "bmscale", "submit", *words, cwd=folder, extra=QUICK).stdout.strip()
+    options = ("--nodes=2", "--time=30", "--signal=B:USR1@170")
+    job = cluster.submit(*options, TRAIN, "toy", *MANY_STEPS, "run=runs/stopped", cwd=folder, **QUICK)
 
-    ask_at(cluster, folder, job, run, 5, lambda: None)
+    def bring_the_limit_near() -> object:
+        """To 120 to 180 s from now; SLURM looks at limits twice a minute."""
+        hours, minutes = re.findall(r"RunTime=(\d+):(\d+):", shown(cluster, job))[0]
+        return cluster.command("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * int(hours) + int(minutes) + 3}")
+
+    ask_at(cluster, folder, job, run, 5, bring_the_limit_near)
     output = cluster.start_again(job, folder, restart=1).output
     assert ended(run) == ("preempted", 75), output[-4000:]
     assert "preempted: back into the queue, restart 1 of at most 20" in output
@@ -179,15 +188,13 @@ def test_a_job_that_is_interrupted_three_times_ends_as_if_nothing_had_been(clust
     assert first["event"] == "preempted"
     assert first["saved"] is True
 
-    def by_hand() -> object:
-        return cluster.command("scancel", "--signal=USR1", "--batch", job)
-
+    by_hand = partial(cluster.command, "scancel", "--signal=USR1", "--batch", job)
     ask_at(cluster, folder, job, run, first["step"] + 5, by_hand)
     output = cluster.start_again(job, folder, restart=2).output
     assert f"resumed from runs/stopped/state/step-{first['step']:08d}" in output
     assert ended(run) == ("preempted", 75), output[-4000:]
     second = lines(run)[-1]["step"]
-    assert second < 300
+    assert second < 150
 
     cluster.wait(job, folder, is_at(run, second + 5))
     os.kill(rank_process(run, 1), signal.SIGKILL)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from bmscale.cluster.submit import fill_in
+
 ROOT = Path(__file__).parent.parent.parent
 TRAIN, EVALUATE = ROOT / "slurm" / "train.sh", ROOT / "slurm" / "evaluate.sh"
 
@@ -63,6 +65,10 @@ echo "threads=$OMP_NUM_THREADS in=$PWD $(printf '%s|' "$@")" >>"$RECORD"
 }
 exit "${LAUNCHER_CODE:-0}"
 """
+# The longer waits of a node for another one lead nowhere here, where one comes after the other.
+SLEEP = """\
+case $1 in 20) ;; *) command -p sleep "$1" ;; esac
+"""
 STANDINS = {
     "srun": SRUN,
     "scontrol": SCONTROL,
@@ -70,6 +76,7 @@ STANDINS = {
     "scancel": SCANCEL,
     "python": PYTHON,
     "accelerate": ACCELERATE,
+    "sleep": SLEEP,
 }
 
 
@@ -186,6 +193,16 @@ def test_ranks_follow_gpus_and_threads_follow_ranks(programs, variables, ranks, 
     for line in launches(record):
         assert f"|--num_processes|{2 * ranks}|" in line
         assert line.startswith(f"threads={threads} ")
+
+
+def test_a_script_that_bmscale_submit_filled_in(programs, monkeypatch):
+    monkeypatch.setenv("BMSCALE_ENV", "active")  # of which submit makes a part of the script
+    filled = programs.parent / "filled.sh"
+    filled.write_text(fill_in(["my own.yaml", "--new-schedule"], ["--nodes=2"]))
+    result, record = submit(programs, script=filled)
+    assert result.returncode == 0, result.stderr
+    assert len(launches(record)) == 2
+    assert all(line.endswith("|-m|bmscale|train|my own.yaml|--new-schedule|") for line in launches(record))
 
 
 def test_the_rendezvous_is_where_slurm_reaches_the_node(programs):
