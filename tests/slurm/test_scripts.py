@@ -466,8 +466,9 @@ def test_a_signal_to_the_job_reaches_a_rank_and_nothing_else(programs, number):
     """As soon as the rank can take it; not a process that has the number of a rank of an earlier start."""
     ranks = programs.parent / "work here" / "runs/toy/ranks"
     ranks.mkdir(parents=True)
-    stranger = subprocess.Popen(["sleep", "60"])
-    earlier = subprocess.Popen(["sleep", "60"], env={**os.environ, "TORCHELASTIC_RUN_ID": "bmscale-123456-3"})
+    catching = ["bash", "-c", "trap 'exit 1' USR1; while :; do sleep 0.05; done"]
+    stranger = subprocess.Popen(catching)
+    earlier = subprocess.Popen(catching, env={**os.environ, "TORCHELASTIC_RUN_ID": "bmscale-123456-3"})
     try:
         (ranks / "rank-00001.json").write_text(json.dumps({"pid": stranger.pid}))
         (ranks / "rank-00002.json").write_text(json.dumps({"pid": earlier.pid}))
