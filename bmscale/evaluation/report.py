@@ -162,7 +162,7 @@ def _contents(run: RunFolder, record: Row) -> Row:
     """Everything that the template shows."""
     experiment, metrics, results = record["experiment"], _read_steps(run.metrics), _read_json(run.results)
     validations = [row for row in metrics.rows if "valid_loss" in row]
-    logged = [row for row in metrics.rows if "loss" in row and "valid_loss" not in row]
+    logged = [row for row in metrics.rows if not {"event", "valid_loss"} & row.keys()]
     data = _mapping(experiment.get("data"))
     return {
         "name": experiment.get("name", run.path.name),

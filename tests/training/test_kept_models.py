@@ -84,12 +84,12 @@ def test_a_run_keeps_models_over_a_resume_and_averages_them(bmscale, prepared):
     options = ["tiny.yaml", "evaluation.every_steps=2", "evaluation.keep_models=2", "evaluation.pairs=0"]
     bmscale("train", *options, "run=runs/whole", folder=prepared)
     program = (
-        "import sys\nfrom bmscale.cli import main\nfrom bmscale.training import train\n"
-        "keep = train._Loop.keep_model\n"
-        "def die(loop, standing, result):\n"
-        "    keep(loop, standing, result)\n"
+        "import sys\nfrom bmscale.cli import main\nfrom bmscale.training.models import Models\n"
+        "keep = Models.keep\n"
+        "def die(models, standing, result):\n"
+        "    keep(models, standing, result)\n"
         "    if standing.data_step == 10: raise KeyboardInterrupt\n"
-        "train._Loop.keep_model = die\n"
+        "Models.keep = die\n"
         f"sys.exit(main(['train', *{options!r}, 'run=runs/cut']))"
     )
     died = subprocess.run([sys.executable, "-c", program], cwd=prepared, capture_output=True, text=True, check=False)
