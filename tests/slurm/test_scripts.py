@@ -342,6 +342,15 @@ def test_a_run_that_another_job_trains_is_refused(programs):
         assert mark.read_text() == "123456\n"
 
 
+def test_of_two_jobs_that_start_at_once_one_goes_on(programs):
+    mark = programs.parent / "work here" / "runs/toy/logs/job"
+    write_program(programs / "python", f'case "$*" in *preflight*) echo 99 >"{mark}" ;; esac\n{PYTHON}')
+    result, record = submit(programs, "toy")
+    assert result.returncode == 2
+    assert "job 99 began with it too" in result.stderr
+    assert not launches(record)
+
+
 def test_the_stop_switch_lets_nothing_start(programs):
     run = programs.parent / "work here" / "runs/toy"
     run.mkdir(parents=True)
@@ -502,3 +511,14 @@ def test_a_signal_before_the_training_starts_requeues(programs):
     assert job.returncode == 75, stderr
     assert "requeue 123456" in recorded(programs)
     assert not launches(recorded(programs))
+
+
+def test_a_signal_while_ranks_still_start_requeues(programs):
+    """They have nothing to save, and SIGTERM, which SLURM may send to all processes, ends them."""
+    started = programs.parent / "started"
+    job = start(programs, "toy", RANK_PROGRAM=f'touch "{started}"; sleep 1', LAUNCHER_CODE="1")
+    wait_for(started.exists, job)
+    job.send_signal(signal.SIGTERM)
+    _, stderr = job.communicate(timeout=60)
+    assert job.returncode == 75, stderr
+    assert "requeue 123456" in recorded(programs)
