@@ -6,18 +6,21 @@
 #   sbatch --array=1-10%1 --time=24:00:00 slurm/train.sh my.yaml
 #
 # Prepare the data first (`bmscale prepare CONFIG`). The same line again goes on with the run. How states are sharded:
-# training.deepspeed=zero3 among the arguments; without it zero2, as launch/multi_node.yaml says.
+# training.deepspeed=zero3 among the arguments; without it zero2, as launch/multi_node.yaml says. `bmscale submit` fills
+# arguments and options into this script and submits it.
 #
 # Preemption. SLURM sends USR1 to this script --signal seconds before the time limit, by hand it is
 # `scancel --signal=USR1 --batch JOB`. The ranks then save a training state between two steps and end, and the job goes
-# back into the queue. The seconds must hold one step, one save and a margin, and be fewer than the time limit.
+# back into the queue, where SLURM keeps it for two minutes. The seconds must hold one step, one save and a margin, and
+# be fewer than the time limit.
 #
 # What becomes of the job follows from class and code in RUN/exit.json, not from what launchers return:
-#   done, stopped          0            the job ends
-#   preempted, lost_rank   75, 5        requeued, BMSCALE_MAX_REQUEUES times at most; in an array the next element goes on
-#   failed, bad_input, …   1, 2, 3, 4   the job ends, and with it the elements of an array that wait: it would fail again
-# An element of an array is never requeued from here, and one whose run is done ends at once. %1 is needed: a job refuses
-# a run that another running job trains.
+#   done, stopped          0            it ends
+#   preempted, lost_rank   75, 5        it is requeued, BMSCALE_MAX_REQUEUES times at most
+#   failed, bad_input, …   1, 2, 3, 4   it ends, and with it the waiting elements of its array: they would fail again
+# A node that fails is SLURM's to see: it requeues the job (--requeue). A node that is found ill before training ends it
+# with 5. Elements of an array are not requeued: the next one goes on with the run, and ends at once where it is done.
+# %1 is needed: a job refuses a run that another running job trains.
 #
 # Switches, files that anyone may make:   touch RUN/STOP   save, end with 0, start no more until it is removed
 #                                         touch RUN/SAVE   save now and go on
@@ -245,7 +248,7 @@ find_run() {
   python -m bmscale train --dry-run "${arguments[@]}"
 }
 
-# Two jobs on one run would write over each other's states.
+# Two jobs on one run would write over each other's states. Of two that start at once, the later to claim it goes on.
 claim_run() {
   local other
   mkdir -p "$run/logs"
@@ -255,6 +258,10 @@ claim_run() {
     RUNNING | SUSPENDED) fail "$run: must be trained by one job at a time; job $other is at it" ;;
   esac
   echo "$SLURM_JOB_ID" >"$run/logs/job"
+}
+keep_run() {
+  [ "$(cat "$run/logs/job")" = "$SLURM_JOB_ID" ] \
+    || fail "$run: must be trained by one job at a time; job $(cat "$run/logs/job") began with it too"
 }
 
 exit_value() { sed -n "s/.*\"$1\": *\"\{0,1\}\([a-z_0-9]*\).*/\1/p" "$run/exit.json"; }
@@ -280,7 +287,7 @@ finish() {
       else
         say "$class: back into the queue, restart $((restarts + 1)) of at most $most_requeues"
         trap '' TERM
-        scontrol requeue "$SLURM_JOB_ID" || say "SLURM did not requeue the job; the same sbatch line goes on with the run"
+        scontrol requeue "$SLURM_JOB_ID" || say "SLURM did not requeue it; the same sbatch line goes on with the run"
       fi
       ;;
     *) say "job $SLURM_JOB_ID ends with ${class:-no word of its ranks} (code $code)" ;;
@@ -306,6 +313,7 @@ fi
 claim_run
 [ "$nodes" = 1 ] || [ "$patience" = 0 ] || on_each_node meet
 [ -z "$asked" ] || finish preempted 75
+keep_run
 
 # The first node that fails ends the others, which would wait for it in vain; so does the first that is done, a minute
 # later (see `stay`).
@@ -313,7 +321,9 @@ code=0
 on_each_node train_on_node --kill-on-bad-exit=1 --wait=60 || code=$?
 if is_new "$run/exit.json"; then finish "$(exit_value class)" "$(exit_value code)"; fi
 if has_open_ranks; then finish lost_rank 5; fi
-# Nothing was begun. srun returns the highest code of a node; of one that SLURM ended because another had failed that is
-# 143 or 137, and not what happened: the launcher returns 1 for every failure.
+# No rank began.
+[ -z "$asked" ] || finish preempted 75
+# srun returns the highest code of a node; of one that SLURM ended because another had failed that is 143 or 137, and
+# not what happened: the launcher returns 1 for every failure.
 case $code in 143 | 137) code=1 ;; esac
 finish "" "$code"

@@ -218,6 +218,8 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "step smaller than a sentence": (nothing, "train x.yaml training.tokens_per_step=3", r"training\.tokens_per_step: must hold the longest target, \d+ tokens; got 3"),
     "batch smaller than a sentence": (nothing, "train x.yaml training.max_micro_batch_tokens=5", r"training\.max_micro_batch_tokens: must hold the longest pair, \d+ tokens.*; got 5"),
     "positions shorter than a sentence": (nothing, "train x.yaml model.max_position_embeddings=4", r"model\.max_position_embeddings: must hold the longest"),
+    "misspelt key on submit": (nothing, "submit x.yaml training.sede=1 --nodes=2", r"training\.sede: unknown key; did you mean 'seed'"),
+    "submit before prepare": (nothing, "submit x.yaml data.directory=none", r"none: no prepared data here"),
     "unknown ds_config": (nothing, "train x.yaml training.deepspeed=zero22 run=runs/new", r"training\.deepspeed: no such file or name: 'zero22'; did you mean 'zero2'"),
     "contradicting ds_config": (write("ds.json", '{"zero_optimization": {"stage": 2}, "train_batch_size": 64}'), "train x.yaml training.deepspeed=ds.json run=runs/new", r"ds\.json: train_batch_size: must be absent or 1, .*; got 64"),
     "prepared from other data": (nothing, "train x.yaml data.source_language=fr run=runs/new", r"prepared: was prepared from another configuration; data\.source_language: was 'en', now 'fr'"),

@@ -342,6 +342,15 @@ def test_a_run_that_another_job_trains_is_refused(programs):
         assert mark.read_text() == "123456\n"
 
 
+def test_of_two_jobs_that_start_at_once_one_goes_on(programs):
+    mark = programs.parent / "work here" / "runs/toy/logs/job"
+    write_program(programs / "python", f'case "$*" in *preflight*) echo 99 >"{mark}" ;; esac\n{PYTHON}')
+    result, record = submit(programs, "toy")
+    assert result.returncode == 2
+    assert "job 99 began with it too" in result.stderr
+    assert not launches(record)
+
+
 def test_the_stop_switch_lets_nothing_start(programs):
     run = programs.parent / "work here" / "runs/toy"
     run.mkdir(parents=True)
@@ -446,7 +455,7 @@ mkdir -p runs/toy/ranks
 echo "{\\"rank\\": 0, \\"pid\\": $$, \\"error\\": null}" >runs/toy/ranks/rank-00000.json
 sleep 1
 trap 'asked=1' USR1
-until [ -n "${asked:-}" ]; do sleep 0.05; done
+for _ in {1..1200}; do [ -n "${asked:-}" ] && break; sleep 0.05; done # a test that fails leaves nobody behind
 sleep 0.5
 echo '{"class": "preempted", "code": 75, "message": "saved"}' >runs/toy/exit.json
 rm runs/toy/ranks/rank-00000.json
@@ -466,8 +475,9 @@ def test_a_signal_to_the_job_reaches_a_rank_and_nothing_else(programs, number):
     """As soon as the rank can take it; not a process that has the number of a rank of an earlier start."""
     ranks = programs.parent / "work here" / "runs/toy/ranks"
     ranks.mkdir(parents=True)
-    stranger = subprocess.Popen(["sleep", "60"])
-    earlier = subprocess.Popen(["sleep", "60"], env={**os.environ, "TORCHELASTIC_RUN_ID": "bmscale-123456-3"})
+    catching = ["bash", "-c", "trap 'exit 1' USR1; while :; do sleep 0.05; done"]
+    stranger = subprocess.Popen(catching)
+    earlier = subprocess.Popen(catching, env={**os.environ, "TORCHELASTIC_RUN_ID": "bmscale-123456-3"})
     try:
         (ranks / "rank-00001.json").write_text(json.dumps({"pid": stranger.pid}))
         (ranks / "rank-00002.json").write_text(json.dumps({"pid": earlier.pid}))
@@ -501,3 +511,14 @@ def test_a_signal_before_the_training_starts_requeues(programs):
     assert job.returncode == 75, stderr
     assert "requeue 123456" in recorded(programs)
     assert not launches(recorded(programs))
+
+
+def test_a_signal_while_ranks_still_start_requeues(programs):
+    """They have nothing to save, and SIGTERM, which SLURM may send to all processes, ends them."""
+    started = programs.parent / "started"
+    job = start(programs, "toy", RANK_PROGRAM=f'touch "{started}"; sleep 1', LAUNCHER_CODE="1")
+    wait_for(started.exists, job)
+    job.send_signal(signal.SIGTERM)
+    _, stderr = job.communicate(timeout=60)
+    assert job.returncode == 75, stderr
+    assert "requeue 123456" in recorded(programs)
