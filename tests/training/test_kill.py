@@ -1,6 +1,6 @@
 """A run of two ranks that is killed again and again, most of it inside a save: nothing of it is lost.
 
-`bash tests/run.sh --full tests/training/test_kill.py` does it 60 times; without --full a few of them stand for all.
+`bash tests/run.sh --full tests/training/test_kill.py` does it 52 times; without --full a few of them stand for all.
 """
 
 import json
@@ -111,7 +111,7 @@ def wait_for_start(job: subprocess.Popen[str]) -> list[str]:
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(prepared, request, tmp_path):
     full = request.config.getoption("--full")
-    kills = 60 if full else 4
+    kills = 52 if full else 4
     steps = 100 + 40 * kills
     shutil.copytree(prepared, tmp_path / "work")
     folder = tmp_path / "work"
