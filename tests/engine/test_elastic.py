@@ -32,7 +32,7 @@ def launch(shape: str, out: Path, *arguments: str) -> Found:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *launcher, *worker]
     result = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800, check=False
     )
     assert result.returncode == 0, f"{shape}: {result.stderr[-3000:]}"
     found: Found = json.loads(out.read_text())

@@ -178,7 +178,7 @@ class Cluster:
             log.read_text(errors="replace") if log.exists() else "",
         )
 
-    def wait(self, number: str, cwd: Path, until: Callable[[Job], bool], seconds: float = 240) -> Job:
+    def wait(self, number: str, cwd: Path, until: Callable[[Job], bool], seconds: float = 600) -> Job:
         """The job as soon as it is so. Raises RuntimeError when it ends before, or it takes too long."""
         deadline = time.monotonic() + seconds
         while True:
@@ -190,7 +190,7 @@ class Cluster:
                 raise RuntimeError(f"it never was so: {job}\n{self.logs()}")
             time.sleep(0.2)
 
-    def run(self, *command: str | Path, cwd: Path, seconds: float = 240, **environment: str) -> Job:
+    def run(self, *command: str | Path, cwd: Path, seconds: float = 600, **environment: str) -> Job:
         """Submit a job and wait until it has ended."""
         number = self.submit(*command, cwd=cwd, **environment)
         return self.wait(number, cwd, lambda job: job.has_ended, seconds)

@@ -91,11 +91,11 @@ def test_two_nodes_train_the_run_that_two_local_ranks_train(cluster, folder):
 
 
 def test_a_job_without_its_environment_fails_at_once_and_says_where(cluster, folder):
-    job = cluster.run("--nodes=2", TRAIN, "toy", cwd=folder, seconds=60)
+    job = cluster.run("--nodes=2", TRAIN, "toy", cwd=folder)
     assert (job.state, job.exit_code) == ("FAILED", 2), job.output
     for node in ("n1", "n2"):
         assert f"bmscale: error: node {node}: there must be a Python environment in {folder}/.venv" in job.output
-    job = cluster.run(EVALUATE, "runs/toy", cwd=folder, seconds=60, BMSCALE_ENV="nowhere")
+    job = cluster.run(EVALUATE, "runs/toy", cwd=folder, BMSCALE_ENV="nowhere")
     assert (job.state, job.exit_code) == ("FAILED", 2), job.output
     assert f"there must be a Python environment in {folder}/nowhere" in job.output
 
@@ -111,7 +111,7 @@ def test_a_job_whose_ranks_refuse_fails_once(cluster, folder):
 
 def test_a_mistake_in_the_experiment_fails_once_and_ends_its_array(cluster, folder):
     array = cluster.submit("--array=1-3%1", TRAIN, "toy", "training.max_stesp=1", cwd=folder, **QUICK)
-    cluster.wait(array, folder, lambda job: job.has_ended, seconds=60)
+    cluster.wait(array, folder, lambda job: job.has_ended)
     elements = shown(cluster, array).splitlines()
     assert len(elements) == 2, elements  # the one that was started, and those that were not
     assert sum("JobState=CANCELLED" in line for line in elements) == 1
@@ -156,7 +156,7 @@ def ask_at(cluster: Cluster, folder: Path, job: str, run: Path, step: int, ask: 
     os.kill(process, signal.SIGSTOP)
     try:
         ask()
-        cluster.wait(job, folder, lambda job: job.output.count("a signal came") > before, seconds=100)
+        cluster.wait(job, folder, lambda job: job.output.count("a signal came") > before)
     finally:
         os.kill(process, signal.SIGCONT)
 
@@ -200,7 +200,7 @@ def test_a_job_that_is_interrupted_three_times_ends_as_if_nothing_had_been(clust
     os.kill(rank_process(run, 1), signal.SIGKILL)
     killed = time.monotonic()
     output = cluster.start_again(job, folder, restart=3).output
-    assert time.monotonic() - killed < 120
+    assert time.monotonic() - killed < 300
     assert "lost_rank: back into the queue, restart 3 of at most 20" in output
 
     done = cluster.wait(job, folder, lambda job: job.has_ended)
