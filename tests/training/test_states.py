@@ -92,8 +92,8 @@ def test_a_full_disk_does_not_end_the_run(trained, tmp_path, background):
         pytest.skip("a full disk needs root, to mount a file system of 4 MiB")
     try:
         run = disk / "run"
-        settings = ["training.max_steps=1500", "training.save_every_steps=50", "training.max_failed_saves=500"]
-        settings += [f"training.save_in_background={background}", "evaluation.every_steps=1000", "evaluation.pairs=0"]
+        settings = ["training.max_steps=500", "training.save_every_steps=50", "training.max_failed_saves=500"]
+        settings += [f"training.save_in_background={background}", "evaluation.every_steps=400", "evaluation.pairs=0"]
         said = tmp_path / "said.txt"
         with said.open("w") as errors:
             command = [sys.executable, "-m", "bmscale", "train", "tiny.yaml", f"run={run}", *settings]
@@ -115,9 +115,9 @@ def test_a_full_disk_does_not_end_the_run(trained, tmp_path, background):
             job.kill()
         assert job.returncode == 0, said.read_text()[-3000:]
         assert "No space left on device" in said.read_text()
-        assert list_states(run / "state")[-1].name == "step-00001500"
+        assert list_states(run / "state")[-1].name == "step-00000500"
         logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().split("\n")[:-1]]
-        assert [line["step"] for line in logged if "loss" in line] == list(range(2, 1501, 2))
+        assert [line["step"] for line in logged if "loss" in line] == list(range(2, 501, 2))
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
