@@ -33,7 +33,7 @@ def computed(run: Path) -> list[dict]:
     return [{key: line[key] for key in line if key not in timed} for line in metrics(run) if "event" not in line]
 
 
-def wait_until(happened: Callable[[], bool], job: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_until(happened: Callable[[], bool], job: subprocess.Popen[str], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         if job.poll() is not None or time.monotonic() > deadline:
@@ -64,7 +64,7 @@ def start(folder: Path, launcher: list[str], run: str) -> subprocess.Popen[str]:
 
 
 def end_of(job: subprocess.Popen[str], run: Path) -> dict:
-    _, said = job.communicate(timeout=120)
+    _, said = job.communicate(timeout=300)
     assert (run / "exit.json").exists(), said[-3000:]
     found: dict = json.loads((run / "exit.json").read_text())
     return {**found, "said": said}

@@ -110,7 +110,7 @@ def test_a_full_disk_does_not_end_the_run(trained, tmp_path, background):
             kept = list_states(run / "state")
             assert len(kept) >= 2
             (disk / "filler").unlink()
-            job.wait(timeout=120)
+            job.wait(timeout=300)
         finally:
             job.kill()
         assert job.returncode == 0, said.read_text()[-3000:]
@@ -123,7 +123,7 @@ def test_a_full_disk_does_not_end_the_run(trained, tmp_path, background):
 
 
 def wait_for(happened: Callable[[], bool], job: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not happened():
         assert job.poll() is None, "the run ended before it happened"
         assert time.monotonic() < deadline
