@@ -139,7 +139,10 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(prepare
         assert job.returncode != 0, f"kill {number} ({phase}) came too late:\n{said[-2000:]}"
         assert not descendants(job.pid)
         resumed = [int(line.split(": step ")[1].split()[0]) for line in said.splitlines() if "resumed from" in line]
-        assert resumed or before == 0, f"kill {number}: the start after it did not resume:\n{said[-2000:]}"
+        # One that is killed at any moment may not have come so far as to say it.
+        assert resumed or before == 0 or not inside, (
+            f"kill {number}: the start after it did not resume:\n{said[-2000:]}"
+        )
         assert not resumed or resumed[0] >= before, f"kill {number}: step {before} was saved, resumed from {resumed[0]}"
         assert last_commit(killed) >= before
         hit[phase] = hit.get(phase, 0) + 1
