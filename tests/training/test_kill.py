@@ -123,7 +123,6 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(prepare
     chance = random.Random(SEED)
     phases = [phase for _ in range(kills) for phase in chance.sample(PHASES, len(PHASES))]
     hit: dict[str, int] = {}
-    report = []
     for number in range(kills):
         before = last_commit(killed)
         inside = number % 4 != 3  # three of four inside a save
@@ -146,7 +145,6 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(prepare
         assert not resumed or resumed[0] >= before, f"kill {number}: step {before} was saved, resumed from {resumed[0]}"
         assert last_commit(killed) >= before
         hit[phase] = hit.get(phase, 0) + 1
-        report.append((number, phase, rank, resumed, last_commit(killed)))
 
     end = start(folder, "runs/killed", steps)
     _, said = end.communicate(timeout=900)
