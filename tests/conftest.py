@@ -1,6 +1,7 @@
 """What several test folders need: a small prepared corpus, and the command line as a process."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,16 +75,23 @@ def bmscale() -> Command:
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory) -> Path:
-    """A folder with tiny.yaml and its prepared data."""
-    folder = tmp_path_factory.mktemp("prepared")
+def prepared_once(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("once") / "work"
+    folder.mkdir()
     (folder / "tiny.yaml").write_text(TINY, encoding="utf-8")
     run_bmscale("prepare", "tiny.yaml", folder=folder)
     return folder
 
 
+@pytest.fixture(scope="module")
+def prepared(prepared_once, tmp_path_factory) -> Path:
+    """A folder with tiny.yaml and its prepared data; each test file has its own, so that no run meets another's."""
+    return shutil.copytree(prepared_once, tmp_path_factory.mktemp("prepared") / "work")
+
+
 @pytest.fixture(scope="session")
-def trained(prepared) -> Path:
+def trained(prepared_once, tmp_path_factory) -> Path:
     """The same with runs/tiny, trained to its end by one process without DeepSpeed."""
-    run_bmscale("train", "tiny.yaml", folder=prepared)
-    return prepared
+    folder = shutil.copytree(prepared_once, tmp_path_factory.mktemp("trained") / "work")
+    run_bmscale("train", "tiny.yaml", folder=folder)
+    return folder

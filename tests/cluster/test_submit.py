@@ -26,7 +26,7 @@ echo '4711;here'
 def work(prepared, tmp_path, monkeypatch) -> Path:
     """A folder with tiny.yaml and its data, where sbatch is on PATH."""
     folder = tmp_path / "work"
-    shutil.copytree(prepared, folder, ignore=shutil.ignore_patterns("runs"))
+    shutil.copytree(prepared, folder)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sbatch").write_text(SBATCH)
     (tmp_path / "bin" / "sbatch").chmod(0o755)
