@@ -43,6 +43,6 @@ Trained in $(grep -o '"seconds": [0-9.]*' "$run/metrics.jsonl" | tail -1 | cut -
 
 What to type next:
   source ${VIRTUAL_ENV:-.venv}/bin/activate
-  echo 'The old man does not see the small house.' | bmscale translate $run/model/best
+  echo 'The teacher works in the small house.' | bmscale translate $run/model/best
   bmscale --help
 END
