@@ -1,16 +1,21 @@
-"""One experiment: data, model, training and evaluation in one strict model, and the paths of its run folder."""
+"""One experiment: data, model, training and evaluation in one strict model, and the paths of its run folder.
+
+`task:` chooses the class of the experiment, and so the sections' own keys and what they are by default.
+"""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, create_model, model_validator
 
-from bmscale.config import Config, Document, load, validate
-from bmscale.data.corpus import CorpusConfig
+from bmscale.config import Config, Document, load, suggest, validate
+from bmscale.data.corpus import CorpusConfig, LocalPath
+from bmscale.data.documents import DocumentCorpusConfig, DocumentDataConfig, LabelledCorpusConfig, LabelledDataConfig
+from bmscale.data.masking import MaskingConfig
 from bmscale.data.prepare import DataConfig
 from bmscale.errors import BadInput
-from bmscale.model.config import PRESETS, EncoderDecoderConfig, option_types
-from bmscale.model.sizes import SIZES
+from bmscale.model.config import TransformerConfig, option_types
+from bmscale.model.tasks import TASKS, Task
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -52,6 +57,40 @@ class ScheduleConfig(Config):
     def depends_on_length(self) -> bool:
         """Whether max_steps moves the rate of every step, not only the end of training."""
         return self.type in ("cosine", "wsd")
+
+
+class RowOptimizerConfig(OptimizerConfig):
+    """AdamW as language models are trained with it (Brown 2020)."""
+
+    betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2)
+    """Decay of the running mean and of the running square of the gradient."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled decay a step, times the learning rate; norms, biases and embeddings have none."""
+
+
+class RowScheduleConfig(ScheduleConfig):
+    """A cosine to a tenth of the peak (Hoffmann 2022) unless told otherwise."""
+
+    type: Literal["inverse_sqrt", "cosine", "wsd", "constant"] = "cosine"
+    final_ratio: float = Field(0.1, ge=0, le=1)
+    """cosine and wsd: the last rate as a share of the peak."""
+
+
+class LabelOptimizerConfig(OptimizerConfig):
+    """AdamW as encoders are fine-tuned with it (Devlin 2019), at the rate of small ones."""
+
+    learning_rate: float = Field(3e-4, gt=0)
+    """Peak rate; the schedule multiplies it by a factor between 0 and 1."""
+    betas: list[float] = Field([0.9, 0.98], min_length=2, max_length=2)
+    """Decay of the running mean and of the running square of the gradient."""
+
+
+class LabelScheduleConfig(ScheduleConfig):
+    """A short warm-up, then a cosine to 0."""
+
+    type: Literal["inverse_sqrt", "cosine", "wsd", "constant"] = "cosine"
+    warmup_steps: int = Field(100, ge=0)
+    """Steps of linear warm-up from 0."""
 
 
 class SamplingConfig(Config):
@@ -106,7 +145,8 @@ class TrainingConfig(Config):
     seed: int = Field(0, ge=0)
     """Fixes initial weights, data order and dropout."""
     tokens_per_step: Positive = 4096
-    """Target tokens (with </s>, without padding) that one optimizer step may hold, over all ranks."""
+    """Target tokens (with </s>, without padding) that one optimizer step may hold, over all ranks. Of packed rows, the
+    tokens of the rows; of a classifier, texts."""
     max_micro_batch_tokens: Positive = 4096
     """Padded slots, source and target together, of one forward pass on one rank: what memory goes by.
 
@@ -118,9 +158,10 @@ class TrainingConfig(Config):
     max_epochs: Positive | None = None
     """Passes over the data to train; give this or max_steps."""
     sampling: SamplingConfig | None = None
-    """How often each training corpus is drawn; null draws every pair once an epoch."""
-    subword_sampling: SubwordSamplingConfig | None = None
-    """Segment training text anew each time; needs data.keep_text. Null trains on the best segmentation alone."""
+    """How often each training corpus is drawn; null draws every pair, document or text once an epoch."""
+    freeze: list[str] = Field(default_factory=list)
+    """Parameters that stay as they begin: beginnings of their names, such as model.embed or model.layers.0. They still
+    take the memory of trained ones."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     label_smoothing: float = Field(0.1, ge=0, lt=1)
@@ -180,22 +221,70 @@ class TrainingConfig(Config):
         return self
 
 
+class PairTrainingConfig(TrainingConfig):
+    """What only sentence pairs have."""
+
+    subword_sampling: SubwordSamplingConfig | None = None
+    """Segment training text anew each time; needs data.keep_text. Null trains on the best segmentation alone."""
+
+
+class RowTrainingConfig(TrainingConfig):
+    """Documents packed into rows of one length."""
+
+    sequence_length: int = Field(512, gt=1)
+    """Tokens of a row: what the model sees at once."""
+    attend_across_documents: bool = False
+    """Let a token see the documents before its own in the row (GPT-3); false keeps each document to itself."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Probability mass spread over the vocabulary (Szegedy 2016)."""
+    tokens_per_step: Positive = 16_384
+    """Tokens of the rows of one optimizer step, over all ranks."""
+    max_micro_batch_tokens: Positive = 8192
+    """Tokens of the rows of one forward pass on one rank: what memory goes by."""
+    optimizer: RowOptimizerConfig = RowOptimizerConfig()
+    schedule: RowScheduleConfig = RowScheduleConfig()
+
+
+class MaskedTrainingConfig(RowTrainingConfig):
+    """Rows of which some tokens are hidden."""
+
+    masking: MaskingConfig = MaskingConfig()
+
+
+class LabelTrainingConfig(TrainingConfig):
+    """Labelled texts."""
+
+    tokens_per_step: Positive = 32
+    """Texts of one optimizer step, over all ranks."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Probability mass spread over the labels (Szegedy 2016)."""
+    optimizer: LabelOptimizerConfig = LabelOptimizerConfig()
+    schedule: LabelScheduleConfig = LabelScheduleConfig()
+
+
 class EvaluationConfig(Config):
-    """Validation in the training loop, and how text is generated for scores."""
+    """Validation in the training loop."""
 
     every_steps: Positive = 500
     """Steps between two validations."""
-    pairs: int = Field(200, ge=0)
-    """Validation pairs that are translated for BLEU and chrF; 0 computes the loss only."""
-    samples: int = Field(3, ge=0)
-    """How many of these translations are shown in the log and kept in samples.jsonl."""
-    select: Literal["loss", "bleu", "chrf"] = "loss"
+    select: str = "loss"
     """The validation figure by which model/best and early stopping go."""
     keep_models: int = Field(0, ge=0)
     """How many of the newest and how many of the best validations (by `select`) keep their model, in
     model/step-NNNNNNNN, for `average`; 0 keeps model/best and model/last only."""
     max_batch_tokens: Positive = 8192
     """Padded slots of a validation batch on one rank."""
+
+
+class TranslationEvaluationConfig(EvaluationConfig):
+    """Validation in the training loop, and how text is generated for scores."""
+
+    pairs: int = Field(200, ge=0)
+    """Validation pairs that are translated for BLEU and chrF; 0 computes the loss only."""
+    samples: int = Field(3, ge=0)
+    """How many of these translations are shown in the log and kept in samples.jsonl."""
+    select: Literal["loss", "bleu", "chrf"] = "loss"
+    """The validation figure by which model/best and early stopping go."""
     beam_size: Positive = 5
     """Beams of `evaluate` and `translate`; validation in the loop is greedy."""
     length_penalty: float = 1.0
@@ -210,54 +299,158 @@ class EvaluationConfig(Config):
         return self
 
 
-# The options of the model are declared once, in model/config.py; here each may be given or left to preset and size.
-_FIELDS: dict[str, Any] = {name: (kind | None, None) for name, kind in option_types().items()}
-_Options: Any = create_model("_Options", __base__=Config, **_FIELDS)
+class LanguageModelEvaluationConfig(EvaluationConfig):
+    """Validation in the training loop on packed rows, and documents scored one by one by `evaluate`."""
+
+    select: Literal["loss"] = "loss"
+    """The validation figure by which model/best and early stopping go."""
+    stride: Positive | None = None
+    """`evaluate`: tokens that a window moves on; null is half of training.sequence_length. The smaller, the more
+    context each token has and the longer it takes."""
+    test: list[DocumentCorpusConfig] = Field(default_factory=list)
+    """Test sets of `evaluate` when it is given none."""
 
 
-class ModelConfig(_Options):
+class MaskedEvaluationConfig(EvaluationConfig):
+    """Validation on rows whose hidden tokens are always the same."""
+
+    select: Literal["loss", "accuracy"] = "loss"
+    """The validation figure by which model/best and early stopping go."""
+    test: list[DocumentCorpusConfig] = Field(default_factory=list)
+    """Test sets of `evaluate` when it is given none."""
+
+
+class ClassificationEvaluationConfig(EvaluationConfig):
+    """Validation on labelled texts."""
+
+    select: Literal["loss", "accuracy", "macro_f1"] = "loss"
+    """The validation figure by which model/best and early stopping go."""
+    test: list[LabelledCorpusConfig] = Field(default_factory=list)
+    """Test sets of `evaluate` when it is given none."""
+
+
+class ModelConfig(Config):
     """The shape of the model: a preset of options, a named size, and any option of model/config.py over both."""
 
-    preset: str = "modern"
+    task: ClassVar[Task]
+    preset: str
     size: str = "small"
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        for key, given, known in (("preset", self.preset, PRESETS), ("size", self.size, SIZES)):
+        for key, given, known in (("preset", self.preset, self.task.presets), ("size", self.size, self.task.sizes)):
             if given not in known:
                 raise ValueError(f"{key} must be one of {', '.join(known)}; got '{given}'")
         return self
 
-    def build(self, vocabulary_size: int) -> EncoderDecoderConfig:
-        """The model's own configuration. Raises BadInput when the options contradict each other."""
-        options = {**PRESETS[self.preset], **SIZES[self.size]}
-        given = {name: value for name, value in self if name in option_types() and value is not None}
+    def build(
+        self, vocabulary_size: int, begun: TransformerConfig | None = None, **of_data: Any
+    ) -> TransformerConfig:
+        """The model's own configuration. `of_data` are options that the data decides, such as labels; `begun` is that
+        of the model which the run begins from, whose shape stands for preset and size.
+
+        Raises BadInput when the options contradict each other.
+        """
+        known = option_types(self.task.config)
+        options = {**self.task.presets[self.preset], **self.task.sizes[self.size]}
+        if begun is not None:
+            options = {name: getattr(begun, name) for name in known if hasattr(begun, name)}
+        given = {name: value for name, value in self if name in known and value is not None}
         if "num_attention_heads" in given:  # a size's grouping belongs to the size's own heads
             options.pop("num_key_value_heads", None)
         try:
-            return EncoderDecoderConfig(**{**options, **given, "vocab_size": vocabulary_size})
+            return self.task.configure(**{**options, **given, **of_data, "vocab_size": vocabulary_size})
         except Exception as error:  # transformers raises several kinds of its own for a value it does not take
             cause = error.__cause__ or error
             raise BadInput(f"model: {cause}") from None
 
 
+def _model_section(name: str) -> Any:
+    """The section of a task: the options of its model are declared once, in model/config.py; here each may be given or
+    left to preset and size."""
+    task = TASKS[name]
+    fields: dict[str, Any] = {option: (kind | None, None) for option, kind in option_types(task.config).items()}
+    section = create_model("ModelConfig", __base__=ModelConfig, preset=(str, next(iter(task.presets))), **fields)
+    section.task = task
+    return section
+
+
 class Experiment(Config):
-    """Everything that a run is made of; `run.yaml` holds it resolved."""
+    """Everything that a run is made of; `run.yaml` holds it resolved. One class below for each task."""
 
     name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Names the run folder."""
-    task: Literal["translation"] = "translation"
+    task: str
+    """translation, language_model, masked_lm or classification."""
     run: str | None = None
     """The run folder; null is runs/NAME."""
-    data: DataConfig
-    model: ModelConfig = ModelConfig()
-    training: TrainingConfig = TrainingConfig(max_steps=10_000)
-    evaluation: EvaluationConfig = EvaluationConfig()
+    init_from: LocalPath | None = None
+    """A model folder whose parameters the model begins with, where name and shape are the same; its shape stands for
+    model.preset and model.size. The data must be prepared with its tokenizer."""
+    data: DataConfig | DocumentDataConfig | LabelledDataConfig
+    model: ModelConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig
 
     @property
     def run_folder(self) -> "RunFolder":
         """Where this experiment writes."""
         return RunFolder(Path(self.run or f"runs/{self.name}"))
+
+
+if TYPE_CHECKING:
+    _TranslationModel = _LanguageModel = _MaskedModel = _Classifier = ModelConfig
+else:
+    _TranslationModel, _LanguageModel, _MaskedModel, _Classifier = map(_model_section, TASKS)
+
+
+class TranslationExperiment(Experiment):
+    """An encoder-decoder on sentence pairs."""
+
+    task: Literal["translation"] = "translation"
+    data: DataConfig
+    model: _TranslationModel = _TranslationModel()
+    training: PairTrainingConfig = PairTrainingConfig(max_steps=10_000)
+    evaluation: TranslationEvaluationConfig = TranslationEvaluationConfig()
+
+
+class LanguageModelExperiment(Experiment):
+    """A decoder on documents: it writes text."""
+
+    task: Literal["language_model"]
+    data: DocumentDataConfig
+    model: _LanguageModel = _LanguageModel()
+    training: RowTrainingConfig = RowTrainingConfig(max_steps=10_000)
+    evaluation: LanguageModelEvaluationConfig = LanguageModelEvaluationConfig()
+
+
+class MaskedExperiment(Experiment):
+    """An encoder on documents: it says what stands under a mask."""
+
+    task: Literal["masked_lm"]
+    data: DocumentDataConfig
+    model: _MaskedModel = _MaskedModel()
+    training: MaskedTrainingConfig = MaskedTrainingConfig(max_steps=10_000)
+    evaluation: MaskedEvaluationConfig = MaskedEvaluationConfig()
+
+
+class ClassificationExperiment(Experiment):
+    """An encoder on labelled texts."""
+
+    task: Literal["classification"]
+    data: LabelledDataConfig
+    model: _Classifier = _Classifier()
+    training: LabelTrainingConfig = LabelTrainingConfig(max_steps=1000)
+    evaluation: ClassificationEvaluationConfig = ClassificationEvaluationConfig()
+
+
+EXPERIMENTS: dict[str, type[Experiment]] = {
+    "translation": TranslationExperiment,
+    "language_model": LanguageModelExperiment,
+    "masked_lm": MaskedExperiment,
+    "classification": ClassificationExperiment,
+}
+"""The classes by task."""
 
 
 class RunFolder:
@@ -284,14 +477,26 @@ class RunFolder:
         self.ranks = path / "ranks"
 
 
+def experiment_class(document: Document) -> type[Experiment]:
+    """The class that `task:` names. Raises BadInput for one that does not exist."""
+    task = document.values.get("task", "translation")
+    if not isinstance(task, str) or task not in EXPERIMENTS:
+        nearest = suggest(task, EXPERIMENTS) if isinstance(task, str) else ""
+        raise BadInput(
+            f"{document.place(('task',))}: task: must be one of {', '.join(EXPERIMENTS)}; got {task!r}{nearest}"
+        )
+    return EXPERIMENTS[task]
+
+
 def read_experiment(config: str, overrides: list[str]) -> Experiment:
     """Load, merge and check an experiment, the shape of its model included. Raises BadInput."""
     document: Document = load(config, overrides)
     if "name" not in document.values and config.endswith((".yaml", ".yml")):
         document.values["name"] = Path(config).stem
-    experiment = validate(Experiment, document)
+    experiment = validate(experiment_class(document), document)
     try:
-        experiment.model.build(vocabulary_size=experiment.data.tokenizer.vocabulary_size)
+        if experiment.init_from is None:
+            experiment.model.build(vocabulary_size=experiment.data.tokenizer.vocabulary_size)
     except BadInput as error:
         raise BadInput(f"{document.place(('model',))}: {error}") from None
     return experiment

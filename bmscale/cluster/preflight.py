@@ -8,6 +8,8 @@ from bmscale.data.manifest import load_manifest
 from bmscale.errors import BadInput
 from bmscale.experiment import Experiment
 from bmscale.model.sizes import count_parameters
+from bmscale.training.inheritance import Inheritance
+from bmscale.training.train import DATA
 
 
 def check(experiment: Experiment) -> None:
@@ -15,7 +17,7 @@ def check(experiment: Experiment) -> None:
 
     Raises BadInput. What only the ranks can check, training itself checks.
     """
-    load_manifest(experiment.data.directory)
+    load_manifest(experiment.data.directory, DATA[experiment.task].kind)
     check_room(experiment)
 
 
@@ -26,7 +28,8 @@ def check_room(experiment: Experiment) -> None:
     model folder. One state more than `keep_states` is there while it is written.
     """
     training, run = experiment.training, experiment.run_folder
-    parameters = count_parameters(experiment.model.build(experiment.data.tokenizer.vocabulary_size)).total
+    shape = experiment.model.build(experiment.data.tokenizer.vocabulary_size, Inheritance.of(experiment).config)
+    parameters = count_parameters(shape).total
     there = len(list(run.states.glob("step-*")))
     to_come = max(1, training.keep_states + 1 - there)
     state_bytes = parameters * (12 if training.ema_decay is None else 16)

@@ -118,7 +118,31 @@ def _fill(sizes: NDArray[Any], budget: int) -> Ids:
     return np.array(cuts)
 
 
-class StepPlan:
+class Plan:
+    """Epochs of whole steps, one after the other: any step found by arithmetic."""
+
+    def __init__(self) -> None:
+        self._first_steps = [0]  # the first step of epochs 0, 1, …, as far as known
+
+    def steps_in_epoch(self, epoch: int) -> int:
+        """How many steps the epoch has; epochs differ by a few."""
+        raise NotImplementedError
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """The (epoch, step within the epoch) of global step `step`, all counted from 0."""
+        while self._first_steps[-1] <= step:
+            self._first_steps.append(self._first_steps[-1] + self.steps_in_epoch(len(self._first_steps) - 1))
+        epoch = int(np.searchsorted(self._first_steps, step, side="right")) - 1
+        return epoch, step - self._first_steps[epoch]
+
+    def first_step_of_epoch(self, epoch: int) -> int:
+        """The global step with which an epoch begins: so also the number of steps of all epochs before it."""
+        while len(self._first_steps) <= epoch:
+            self._first_steps.append(self._first_steps[-1] + self.steps_in_epoch(len(self._first_steps) - 1))
+        return self._first_steps[epoch]
+
+
+class StepPlan(Plan):
     """The pairs of every global step: a pure function of (lengths, mixture, seed, tokens_per_step, step).
 
     `tokens_per_step` bounds the target tokens of a step, the end of sentence included and padding not. A step never
@@ -137,6 +161,7 @@ class StepPlan:
         tokens_per_step: int,
         mixture: Mixture | None = None,
     ) -> None:
+        super().__init__()
         if not len(target_lengths):
             raise BadInput("the training data must hold at least one pair; got none")
         longest = int(target_lengths.max())
@@ -148,7 +173,6 @@ class StepPlan:
         self.source_lengths, self.target_lengths = source_lengths, target_lengths
         self.seed, self.tokens_per_step, self.mixture = seed, tokens_per_step, mixture
         self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
-        self._first_steps = [0]  # the first step of epochs 0, 1, …, as far as known
 
     def _plan_epoch(self, epoch: int) -> _Epoch:
         generator = np.random.default_rng([self.seed, epoch])
@@ -166,27 +190,13 @@ class StepPlan:
         return _Epoch(np.concatenate(pieces), sizes[_fill(tokens, self.tokens_per_step)])
 
     def steps_in_epoch(self, epoch: int) -> int:
-        """How many steps the epoch has; epochs differ by a few."""
         return len(self._epoch(epoch).starts) - 1
-
-    def locate(self, step: int) -> tuple[int, int]:
-        """The (epoch, step within the epoch) of global step `step`, all counted from 0."""
-        while self._first_steps[-1] <= step:
-            self._first_steps.append(self._first_steps[-1] + self.steps_in_epoch(len(self._first_steps) - 1))
-        epoch = int(np.searchsorted(self._first_steps, step, side="right")) - 1
-        return epoch, step - self._first_steps[epoch]
 
     def pairs(self, step: int) -> Ids:
         """The ids of the pairs of global step `step` (counted from 0)."""
         epoch, index = self.locate(step)
         plan = self._epoch(epoch)
         return plan.order[plan.starts[index] : plan.starts[index + 1]]
-
-    def first_step_of_epoch(self, epoch: int) -> int:
-        """The global step with which an epoch begins: so also the number of steps of all epochs before it."""
-        while len(self._first_steps) <= epoch:
-            self._first_steps.append(self._first_steps[-1] + self.steps_in_epoch(len(self._first_steps) - 1))
-        return self._first_steps[epoch]
 
 
 def padded_slots(source_lengths: Lengths, target_lengths: Lengths) -> int:

@@ -17,7 +17,7 @@ from bmscale.data.corpus import CorpusConfig, describe, read_lines, read_pairs
 from bmscale.errors import BadInput
 from bmscale.evaluation.evaluate import model_of
 from bmscale.evaluation.scores import DEFAULT_SEED, check, fixed_seed, make_metric
-from bmscale.experiment import Experiment, RunFolder
+from bmscale.experiment import Experiment, RunFolder, TranslationEvaluationConfig
 from bmscale.inference.translator import SearchOptions, Translator
 from bmscale.model.folder import CONFIG, ModelFolder, open_model_folder
 
@@ -83,7 +83,10 @@ def open_system(
     search = SearchOptions()
     if not (path / CONFIG).is_file():
         run = RunFolder(path)
-        config = read_experiment(run).evaluation
+        experiment = read_experiment(run)
+        config = experiment.evaluation
+        if not isinstance(config, TranslationEvaluationConfig):
+            raise BadInput(f"{name}: must be a run of task translation; it is one of {experiment.task}")
         search = SearchOptions(config.beam_size, config.length_penalty, config.max_batch_tokens)
         path = model_of(run, which)
     model = open_model_folder(path)

@@ -1,4 +1,4 @@
-"""Cross-entropy of a model on sentence pairs: of one batch, and of a whole validation set over all ranks."""
+"""Cross-entropy of a model: of one batch of any task, and of a whole set of sentence pairs over all ranks."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,15 +16,8 @@ from bmscale.model.loss import LossSums
 
 
 def batch_loss(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> LossSums:
-    """Sums over the target tokens of a batch (nats): smoothed loss, which carries the gradient, and plain nll."""
-    sums: LossSums = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        decoder_input_ids=batch.decoder_input_ids,
-        labels=batch.labels,
-        label_smoothing=label_smoothing,
-        return_loss_sums=True,
-    )
+    """Sums over what a batch predicts (nats): smoothed loss, which carries the gradient, and plain nll."""
+    sums: LossSums = model(**vars(batch), label_smoothing=label_smoothing, return_loss_sums=True)
     return sums
 
 

@@ -24,8 +24,9 @@ from bmscale.errors import BadInput
 from bmscale.evaluation.charts import MOST_POINTS, Line, line_chart
 from bmscale.evaluation.scores import sentence_chrf
 from bmscale.experiment import RunFolder
-from bmscale.model.config import EncoderDecoderConfig, option_types
+from bmscale.model.config import option_types
 from bmscale.model.sizes import count_parameters
+from bmscale.model.tasks import TASKS
 
 log = logging.getLogger("bmscale")
 
@@ -42,6 +43,21 @@ CHARACTERS = 500
 """Of one sentence."""
 
 Row = dict[str, Any]
+
+_UNITS = {"language_model": "token", "masked_lm": "masked token", "classification": "text"}
+"""What a loss is of, by task; a target token of a translator."""
+
+SCORES = {
+    "chrf": "chrF2++",
+    "bleu": "BLEU",
+    "bits_per_byte": "bits per byte",
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+}
+"""Scores of a validation, as people call them."""
+
+FIGURES = {"bits_per_byte": "bits per byte", "perplexity": "perplexity", "accuracy": "accuracy"}
+"""Scores of a test set that has no intervals."""
 
 
 def write_report(run: RunFolder) -> Path:
@@ -166,7 +182,8 @@ def _contents(run: RunFolder, record: Row) -> Row:
     data = _mapping(experiment.get("data"))
     return {
         "name": experiment.get("name", run.path.name),
-        "task": experiment.get("task", ""),
+        "task": str(experiment.get("task", "translation")),
+        "unit": _UNITS.get(str(experiment.get("task", "translation")), "target token"),
         "source_language": str(data.get("source_language", "")),
         "target_language": str(data.get("target_language", "")),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -176,10 +193,11 @@ def _contents(run: RunFolder, record: Row) -> Row:
         "skipped": sum(int(skipped) for skipped in _column(logged, "skipped") if skipped > 0),
         "damaged_lines": metrics.damaged,
         "thinned": len(logged) > MOST_POINTS,
-        "charts": _charts(logged, validations),
+        "charts": _charts(logged, validations, _UNITS.get(str(experiment.get("task")), "target token")),
         "best": min(validations, key=lambda row: _or(row.get("valid_loss"), math.inf), default=None),
         "validations": _spread(validations, VALIDATION_ROWS),
         "validation_count": len(validations),
+        "score_names": {key: name for key, name in SCORES.items() if any(key in row for row in validations)},
         "validation": _mapping(results.get("validation")),
         "tests": [_test_set(run, str(name), _mapping(test)) for name, test in _mapping(results.get("test")).items()],
         "samples": _samples(_read_steps(run.samples)),
@@ -212,7 +230,7 @@ def _status(run: RunFolder, record: Row, rows: list[Row]) -> Row:
     }
 
 
-def _charts(logged: list[Row], validations: list[Row]) -> list[Row]:
+def _charts(logged: list[Row], validations: list[Row], unit: str) -> list[Row]:
     """Title, caption and SVG of each chart that has something to show."""
     tokens = [(row["step"], _number(row.get("tokens"))) for row in sorted(logged + validations, key=_step)]
     tokens = [(step, seen) for step, seen in tokens if not math.isnan(seen)]
@@ -227,19 +245,16 @@ def _charts(logged: list[Row], validations: list[Row]) -> list[Row]:
             "Loss",
             "Negative log-likelihood without label smoothing. Training: mean over the steps of each log line, with "
             "dropout. Validation: the whole set.",
-            "nats a target token",
+            f"nats a {unit}",
             "free",
             [line("training", logged, "nll"), line("validation", validations, "valid_loss")],
         ),
         (
             "Validation scores",
-            "Greedy translations of a part of the validation set, with the 95 % interval of a bootstrap.",
+            "On the validation data (translations: greedy ones of a part of it), with 95 % intervals of a bootstrap.",
             "score",
             "zero",
-            [
-                line("chrF2++", validations, "chrf", "chrf_plus_minus"),
-                line("BLEU", validations, "bleu", "bleu_plus_minus"),
-            ],
+            [line(name, validations, key, f"{key}_plus_minus") for key, name in SCORES.items()],
         ),
         ("Learning rate", "Of the last step of each log line.", "learning rate", "zero", [line("rate", logged, "lr")]),
         (
@@ -251,8 +266,8 @@ def _charts(logged: list[Row], validations: list[Row]) -> list[Row]:
         ),
         (
             "Throughput",
-            "Target tokens trained on in a second, by all ranks; validation and saving are not counted.",
-            "target tokens a second",
+            f"{unit.capitalize()}s trained on in a second, by all ranks; validation and saving are not counted.",
+            f"{unit}s a second",
             "zero",
             [line("tokens", logged, "tokens_per_second")],
         ),
@@ -299,6 +314,7 @@ def _test_set(run: RunFolder, name: str, result: Row) -> Row:
     rows.sort(key=lambda row: (row["chrf"], len(str(row.get("reference", "")))))
     count = min(EXTREME_SENTENCES, len(rows) // 2)  # no sentence is among the worst and among the best
     scores = [_mapping(score) for score in _mapping(result.get("scores")).values()]
+    scores = scores or [{"name": said, "score": result[key]} for key, said in FIGURES.items() if key in result]
     extremes = {"worst": rows[:count], "best": rows[::-1][:count]}
     return {"name": name, **result, "scores": scores, "search": _mapping(result.get("search")), "extremes": extremes}
 
@@ -308,6 +324,7 @@ def _data_card(data: Row, data_hash: Any) -> Row:
     directory = str(data.get("directory", ""))
     try:
         manifest = load_manifest(directory)
+        kind = manifest.get("kind", "pairs")
     except (BadInput, OSError) as error:
         return {"directory": directory, "missing": str(error)}
     if manifest["data_hash"] != data_hash:
@@ -317,10 +334,17 @@ def _data_card(data: Row, data_hash: Any) -> Row:
         "directory": directory,
         "missing": None,
         "manifest": manifest,
+        "kind": kind,
+        "splits": [(split, _counts(counts)) for split, counts in manifest["splits"].items()],
         "files": files[:INPUT_FILES],
         "file_count": len(files),
         "tokenizer": _mapping(data.get("tokenizer")),
     }
+
+
+def _counts(split: Row) -> Row:
+    """The figures of a split, whatever its kind."""
+    return {key.replace("_", " "): value for key, value in split.items() if isinstance(value, int | float)}
 
 
 def _model_card(run: RunFolder, record: Row, logged: list[Row]) -> Row:
@@ -328,8 +352,9 @@ def _model_card(run: RunFolder, record: Row, logged: list[Row]) -> Row:
     shape = _mapping(_mapping(record.get("identity")).get("model"))
     options, parameters = shape, None
     try:
-        config = EncoderDecoderConfig(**shape)
-        options = {name: getattr(config, name) for name in ("vocab_size", *option_types())}
+        task = TASKS[record["experiment"].get("task", "translation")]
+        config = task.configure(**{name: value for name, value in shape.items() if name != "model_type"})
+        options = {name: getattr(config, name) for name in ("vocab_size", *option_types(task.config))}
         parameters = count_parameters(config)
     except Exception as error:  # transformers raises several kinds of its own; the run may be of another version
         log.debug("%s: no parameter counts: %s", run.record, error)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from bmscale.engine import process_group
 from bmscale.engine.engine import Engine
 from bmscale.evaluation.loss import ValidationLoss, validation_loss
 from bmscale.evaluation.scores import score
-from bmscale.experiment import Experiment
+from bmscale.experiment import TranslationEvaluationConfig
 from bmscale.inference.translator import SearchOptions, translate_ids
 
 SENTENCES_AT_ONCE = 64
@@ -21,14 +21,14 @@ SENTENCES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class PairValidation:
-    """What was found for one pair of languages."""
+class Found:
+    """Figures of one set."""
 
     loss: ValidationLoss
     scores: dict[str, float]
-    """bleu and chrf on the subset; empty when nothing was translated."""
+    """Besides the loss, by name: bleu and chrf on the subset of a translator, empty when nothing was translated."""
     plus_minus: dict[str, float]
-    """Half the width of the 95 % interval of each score."""
+    """Half the width of the 95 % interval of each score that has one."""
 
     def metrics(self, languages: str = "") -> dict[str, Any]:
         """The record for metrics.jsonl; keys end in the languages where they are given."""
@@ -37,20 +37,25 @@ class PairValidation:
         intervals = {f"{name}_plus_minus{end}": round(value, 3) for name, value in self.plus_minus.items()}
         return {f"valid_loss{end}": round(self.loss.nll, 5), **rounded, **intervals}
 
+    def _score(self, name: str) -> str:
+        if name in self.plus_minus:
+            return f"  {name} {self.scores[name]:.2f} ± {self.plus_minus[name]:.2f}"
+        return f"  {name.replace('_', ' ')} {self.scores[name]:.3f}"
+
     def line(self) -> str:
         """Its figures, for the log."""
-        scores = "".join(f"  {name} {value:.2f} ± {self.plus_minus[name]:.2f}" for name, value in self.scores.items())
+        scores = "".join(map(self._score, self.scores))
         return f"loss {self.loss.nll:.4f}  perplexity {self.loss.perplexity:.2f}{scores}"
 
 
 @dataclass(frozen=True)
-class Validation(PairValidation):
-    """What one validation found, the same on every rank: the loss over all tokens, scores averaged over the pairs of
-    languages."""
+class Validation(Found):
+    """What one validation found, the same on every rank. Of a translator: the loss over all tokens, scores averaged
+    over the pairs of languages."""
 
-    samples: list[tuple[str, str, str]]
+    samples: list[tuple[str, str, str]] = field(default_factory=list)
     """(source, reference, translation)."""
-    by_languages: dict[str, PairValidation]
+    by_languages: dict[str, Found] = field(default_factory=dict)
     """Each pair of languages, such as en-de; empty where there is only one."""
 
     def all_metrics(self) -> dict[str, Any]:
@@ -98,7 +103,7 @@ class _LanguagePair:
     """(source, reference) of the first ids, those that are translated."""
 
 
-class Validator:
+class TranslationValidator:
     """Scores the engine's model on the prepared validation set."""
 
     def __init__(
@@ -108,11 +113,11 @@ class Validator:
         sources: Sequence[Mapping[str, Any]],
         texts: Path,
         tokenizer: Tokenizer,
-        experiment: Experiment,
+        config: TranslationEvaluationConfig,
     ) -> None:
         """`sources` are those of the manifest: which pairs are of which languages."""
         self._engine, self._shards, self._tokenizer = engine, shards, tokenizer
-        self._config = experiment.evaluation
+        self._config = config
         self._language_pairs = _language_pairs(sources, texts, self._config.pairs)
 
     def run(self, between: Callable[[], None] = lambda: None) -> Validation:
@@ -127,7 +132,7 @@ class Validator:
             translations = self._translate(pair, between)
             shown = zip(pair.texts, translations, strict=True)
             samples += [(*texts, translation) for texts, translation in shown][: self._config.samples]
-            found[pair.name] = PairValidation(self._loss(pair, between), *_scores(pair, translations))
+            found[pair.name] = Found(self._loss(pair, between), *_scores(pair, translations))
         tokens = sum(part.loss.tokens for part in found.values())
         nll = math.fsum(part.loss.nll * part.loss.tokens for part in found.values()) / tokens
         names = [name for part in found.values() for name in part.scores]

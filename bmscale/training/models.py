@@ -5,18 +5,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bmscale.data.tokenizer import Tokenizer
 from bmscale.engine import process_group
 from bmscale.engine.engine import Engine
 from bmscale.errors import BadInput
 from bmscale.evaluation.validation import Validation
-from bmscale.experiment import Experiment, RunFolder
-from bmscale.model import EncoderDecoderConfig
+from bmscale.experiment import Experiment, RunFolder, TranslationEvaluationConfig
+from bmscale.model.config import TransformerConfig
 from bmscale.model.folder import write_model_folder
 from bmscale.model.tokenization import TOKENIZER_FILE
 from bmscale.training import checkpoint, kept_models, record
 from bmscale.training.standing import Standing
-from bmscale.training.step_data import PreparedData
+from bmscale.training.step_data import TrainingData
 
 log = logging.getLogger("bmscale")
 
@@ -28,8 +27,8 @@ class Models:
         self,
         experiment: Experiment,
         engine: Engine,
-        data: PreparedData,
-        config: EncoderDecoderConfig,
+        data: TrainingData,
+        config: TransformerConfig,
         report: Callable[[dict[str, Any]], None],
     ) -> None:
         """`report` takes events for metrics.jsonl."""
@@ -57,8 +56,7 @@ class Models:
                     weights,
                     self._data.folder / "spiece.model",
                     {**self._provenance(standing, result), **(mark or {})},
-                    beam_size=self._experiment.evaluation.beam_size,
-                    length_penalty=self._experiment.evaluation.length_penalty,
+                    **_search(self._experiment),
                 )
             except OSError as problem:
                 error = str(problem)
@@ -83,25 +81,32 @@ class Models:
 
     def _provenance(self, standing: Standing, result: Validation) -> dict[str, Any]:
         return {
-            **provenance(self._experiment, self._data.manifest["data_hash"], standing),
-            "validation": {"loss": result.loss.nll, **result.scores, "pairs": len(self._data.valid)},
-            "scores": {f"validation {name} (greedy)": score for name, score in result.scores.items()},
+            **provenance(self._experiment, self._data.manifest["data_hash"], standing, self._data.provenance()),
+            "validation": {"loss": result.loss.nll, **result.scores, "predictions": result.loss.tokens},
+            "scores": {f"validation {name.replace('_', ' ')}": score for name, score in result.scores.items()},
         }
 
 
-def provenance(experiment: Experiment, data_hash: str, standing: Standing) -> dict[str, Any]:
+def _search(experiment: Experiment) -> dict[str, Any]:
+    """What a translator's folder says of the search."""
+    config = experiment.evaluation
+    if not isinstance(config, TranslationEvaluationConfig):
+        return {}
+    return {"beam_size": config.beam_size, "length_penalty": config.length_penalty}
+
+
+def provenance(
+    experiment: Experiment, data_hash: str, standing: Standing, of_data: Mapping[str, Any]
+) -> dict[str, Any]:
     """Where a model comes from: all that is needed to make it again."""
-    data = experiment.data
     return {
         "experiment": experiment.name,
         "task": experiment.task,
-        "source_language": data.source_language,
-        "target_language": data.target_language,
-        "language_tags": data.targets(data.train) if data.language_tags else None,
+        **of_data,
+        "init_from": experiment.init_from,
         "step": standing.data_step,
         "optimizer_step": standing.optimizer_step,
         "target_tokens": standing.target_tokens,
-        "max_source_tokens": data.max_source_tokens,
         "seed": experiment.training.seed,
         "data_hash": data_hash,
         **record.versions(),
@@ -127,13 +132,12 @@ def export_state(run: RunFolder, state: Path, out: Path, kind: str = "master") -
         raise BadInput(
             f"{TOKENIZER_FILE}: must be in one of {', '.join(str(place) for place in places)}, and is in none"
         )
-    config = experiment.model.build(Tokenizer.load(tokenizer).vocabulary_size)
+    config = experiment.model.task.configure(**known.identity["model"])
     write_model_folder(
         out,
         config,
         reader.weights(kind),
         tokenizer,
-        provenance(experiment, known.identity["data_hash"], reader.manifest.standing),
-        beam_size=experiment.evaluation.beam_size,
-        length_penalty=experiment.evaluation.length_penalty,
+        provenance(experiment, known.identity["data_hash"], reader.manifest.standing, known.of_data),
+        **_search(experiment),
     )

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import Field
 
 from bmscale.config import Config, Document, validate
 from bmscale.errors import BadInput, LostRank
-from bmscale.experiment import Experiment, RunFolder
+from bmscale.experiment import Experiment, RunFolder, experiment_class
 
 PACKAGES = ("bmscale", "torch", "deepspeed", "transformers", "accelerate", "sacrebleu", "sentencepiece", "numpy")
 
@@ -29,14 +30,22 @@ class Record(Config):
     identity: dict[str, Any]
     """What must stay as it is for a run to be the same run."""
     total_steps: int
+    of_data: dict[str, Any] = Field(default_factory=dict)
+    """What the provenance of its models says of the data."""
     starts: list[dict[str, Any]]
     """One entry a start: when, with which versions and resources."""
+
+
+_OF_SOME = {
+    *("sampling", "subword_sampling", "ema_decay", "sequence_length", "attend_across_documents", "masking"),
+}
+"""Keys of `training` that belong to the identity where they are and are not null."""
 
 
 def identity(experiment: Experiment, data_hash: str, model: dict[str, Any]) -> dict[str, Any]:
     """The keys that a resumed run may not change; resources and lengths are not among them."""
     training = experiment.training
-    given = training.model_dump(include={"sampling", "subword_sampling", "ema_decay"}, exclude_none=True)
+    given = training.model_dump(include=_OF_SOME, exclude_none=True)
     return {
         "task": experiment.task,
         "data_hash": data_hash,
@@ -48,6 +57,8 @@ def identity(experiment: Experiment, data_hash: str, model: dict[str, Any]) -> d
         "training.clip_norm": training.clip_norm,
         "training.precision": training.precision,
         **{f"training.{key}": value for key, value in given.items()},
+        **({"training.freeze": training.freeze} if training.freeze else {}),
+        **({"init_from": experiment.init_from} if experiment.init_from else {}),
     }
 
 
@@ -107,11 +118,17 @@ def read(folder: RunFolder) -> Record:
 
 def read_experiment(folder: RunFolder) -> Experiment:
     """The experiment of a run, as it was resolved then."""
-    return validate(Experiment, Document(read(folder).experiment, {(): str(folder.record)}))
+    document = Document(read(folder).experiment, {(): str(folder.record)})
+    return validate(experiment_class(document), document)
 
 
 def write(
-    folder: RunFolder, experiment: Experiment, given: dict[str, Any], total_steps: int, resources: dict[str, Any]
+    folder: RunFolder,
+    experiment: Experiment,
+    given: dict[str, Any],
+    total_steps: int,
+    resources: dict[str, Any],
+    of_data: dict[str, Any],
 ) -> None:
     """Write run.yaml, or add a start to it."""
     starts = read(folder).starts if folder.record.exists() else []
@@ -122,6 +139,7 @@ def write(
         "experiment": experiment.model_dump(),
         "identity": given,
         "total_steps": total_steps,
+        "of_data": of_data,
         "starts": starts,
     }
     temporary = folder.record.with_suffix(".tmp")

@@ -1,81 +1,110 @@
-"""What a run trains on: the prepared folder, its plan of global steps, and this rank's batches of each step."""
+"""What a run trains on, whatever its task: a prepared folder, its plan of global steps, this rank's batches of each."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 
-from bmscale.data.batch import Batch, PairSource, read_batch
+from bmscale.data.batch import Batch
 from bmscale.data.manifest import load_manifest
-from bmscale.data.prepare import DataConfig
-from bmscale.data.shards import PairShards
-from bmscale.data.steps import Mixture, StepPlan, split_step
-from bmscale.data.subwords import SampledPairs
+from bmscale.data.steps import Mixture, Plan
 from bmscale.data.tokenizer import Tokenizer
 from bmscale.engine import process_group
+from bmscale.engine.engine import Engine
 from bmscale.errors import BadInput
-from bmscale.experiment import Experiment, SamplingConfig, TrainingConfig
-from bmscale.model import EncoderDecoderConfig
-from bmscale.model.flops import training_flops
+from bmscale.evaluation.validation import Validation
+from bmscale.experiment import Experiment, SamplingConfig
+from bmscale.model.config import TransformerConfig
 from bmscale.training import record
 
 
 @dataclass(frozen=True)
-class PreparedData:
-    """A prepared folder, opened."""
+class StepData:
+    """What one rank trains on in one global step, and counts of the whole step over all ranks."""
 
-    folder: Path
-    manifest: dict[str, Any]
-    train: PairShards
-    valid: PairShards
-    tokenizer: Tokenizer
+    batches: Sequence[Batch]
+    target_tokens: int
+    """Predictions that count in the loss."""
+    tokens: int
+    """All tokens that the model reads, those of sources too."""
+    flops: float
 
-    @classmethod
-    def open(cls, config: DataConfig) -> "PreparedData":
+
+class Validator(Protocol):
+    """Scores the engine's model on the prepared validation data."""
+
+    def run(self, between: Callable[[], None] = lambda: None) -> Validation:
+        """Validate. Collective: every rank takes its share and all get the result. `between` is called before each
+        piece of the work, on every rank the same number of times, and may end the validation by raising."""
+        ...
+
+
+class TrainingData(ABC):
+    """The prepared folder of an experiment, opened: one class for each kind of data."""
+
+    kind: str
+    """As the manifest names it."""
+    counted_together = False
+    """Whether only the ranks together know the target tokens of a step."""
+
+    def __init__(self, experiment: Experiment) -> None:
         """Raises BadInput when the folder is missing, unfinished, damaged, or was prepared from another `data:`."""
-        folder = Path(config.directory)
-        manifest = load_manifest(folder)
-        given = {**config.model_dump(mode="json"), "directory": manifest["config"].get("directory")}
+        self.experiment = experiment
+        self.folder = Path(experiment.data.directory)
+        self.manifest = load_manifest(self.folder, self.kind)
+        given = {**experiment.data.model_dump(mode="json"), "directory": self.manifest["config"].get("directory")}
         changed = [
-            f"data.{key}: was {was!r}, now {now!r}" for key, was, now in record.differences(manifest["config"], given)
+            f"data.{key}: was {was!r}, now {now!r}"
+            for key, was, now in record.differences(self.manifest["config"], given)
         ]
         if changed:
             raise BadInput(
-                f"{folder}: was prepared from another configuration; {'; '.join(changed)}. Prepare it again with "
+                f"{self.folder}: was prepared from another configuration; {'; '.join(changed)}. Prepare it again with "
                 "`bmscale prepare CONFIG --force`, or choose another data.directory"
             )
-        tokenizer = Tokenizer.load(folder / "spiece.model")
-        return cls(folder, manifest, PairShards.open(folder / "train"), PairShards.open(folder / "valid"), tokenizer)
+        self.tokenizer = Tokenizer.load(self.folder / "spiece.model")
 
-    def plan(self, training: TrainingConfig) -> StepPlan:
+    def model_options(self) -> dict[str, Any]:
+        """What the data decides of the model, besides the size of its vocabulary."""
+        return {}
+
+    def provenance(self) -> dict[str, Any]:
+        """What a model's provenance says of its data."""
+        return {}
+
+    @abstractmethod
+    def plan(self) -> Plan:
         """The global steps. Raises BadInput for what the data cannot give."""
-        if training.subword_sampling is not None and not self.train.has_texts:
-            raise BadInput(
-                "training.subword_sampling: needs the text beside the tokens; set data.keep_text: true and prepare "
-                "the data again"
-            )
-        if training.subword_sampling is not None and not self.tokenizer.is_unigram:
-            raise BadInput(
-                "training.subword_sampling: needs a unigram tokenizer, whose segmentations have probabilities; got a "
-                "BPE one. Set data.tokenizer.type: unigram and prepare the data again"
-            )
-        sources = self.manifest["splits"]["train"]["sources"]
-        return StepPlan(
-            self.train.source_lengths,
-            self.train.target_lengths,
-            seed=training.seed,
-            tokens_per_step=training.tokens_per_step,
-            mixture=None if training.sampling is None else _mixture(training.sampling, sources),
-        )
+
+    @abstractmethod
+    def check(self, config: TransformerConfig) -> None:
+        """Refuse before training, with BadInput, what would fail in the middle of it."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """How much there is, for the log."""
+
+    @abstractmethod
+    def read_step(
+        self, plan: Any, step: int, config: TransformerConfig, rank: int, world_size: int
+    ) -> StepData:
+        """This rank's batches of global step `step`."""
+
+    @abstractmethod
+    def probe(self) -> Batch:
+        """A few validation data, always the same."""
+
+    @abstractmethod
+    def validator(self, engine: Engine) -> Validator:
+        """Of the task."""
 
 
-def _mixture(config: SamplingConfig, sources: Sequence[dict[str, Any]]) -> Mixture:
-    """Raises BadInput where the weights are not those of the sources."""
-    names, sizes = [source["name"] for source in sources], [source["pairs_kept"] for source in sources]
+def make_mixture(config: SamplingConfig, names: Sequence[str], sizes: Sequence[int]) -> Mixture:
+    """The shares of sources by their names and sizes. Raises BadInput where the weights are not those of the sources."""
     if config.weights is None:
         return Mixture.by_temperature(sizes, config.temperature or 1.0)
     if sorted(names) != sorted(config.weights):
@@ -85,19 +114,8 @@ def _mixture(config: SamplingConfig, sources: Sequence[dict[str, Any]]) -> Mixtu
         )
     empty = [name for name, size in zip(names, sizes, strict=True) if not size]
     if empty:
-        raise BadInput(f"training.sampling.weights: cleaning left no pair of {empty[0]}; take it out of data.train")
+        raise BadInput(f"training.sampling.weights: cleaning left nothing of {empty[0]}; take it out of data.train")
     return Mixture.by_weight(sizes, [config.weights[name] for name in names])
-
-
-@dataclass(frozen=True)
-class StepData:
-    """What one rank trains on in one global step, and counts of the whole step over all ranks."""
-
-    batches: list[Batch]
-    target_tokens: int
-    tokens: int
-    """Source and target tokens."""
-    flops: float
 
 
 class StepReader:
@@ -105,22 +123,19 @@ class StepReader:
 
     def __init__(
         self,
-        experiment: Experiment,
-        data: PreparedData,
-        plan: StepPlan,
-        config: EncoderDecoderConfig,
+        data: TrainingData,
+        plan: Plan,
+        config: TransformerConfig,
         rank: int,
         world_size: int,
         at: Callable[[str, int], None] = lambda phase, step: None,
     ) -> None:
         """`at` hears what is waited for, and for which step (1 for the run's first)."""
-        self._at = at
-        self._training, self._data, self._plan, self._config = experiment.training, data, plan, config
-        self._limits = experiment.data.max_source_tokens, experiment.data.max_target_tokens
+        self._at, self._data, self._plan, self._config = at, data, plan, config
         self._rank, self._world_size = rank, world_size
 
     def steps(self, first: int, end: int) -> Iterator[StepData]:
-        """Steps `first` up to, not including, `end`. Collective where subwords are sampled."""
+        """Steps `first` up to, not including, `end`. Collective where they are counted together."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="data reader") as reader:
             waiting = None
             for step in range(first, end + 1):
@@ -128,40 +143,19 @@ class StepReader:
                 if waiting is not None:
                     self._at("reading data", step)
                     step_data = waiting.result()
-                    if self._training.subword_sampling is not None:
+                    if self._data.counted_together:
                         self._at("counting tokens", step)
-                        step_data = self._counted(step_data)
+                        step_data = _counted(step_data)
                     yield step_data
                 waiting = upcoming
 
     def _read(self, step: int) -> StepData:
-        shards, sampling = self._data.train, self._training.subword_sampling
-        pairs = self._plan.pairs(step)
-        rounds = split_step(
-            pairs,
-            shards.source_lengths,
-            shards.target_lengths,
-            world_size=self._world_size,
-            max_micro_batch_tokens=self._training.max_micro_batch_tokens,
-        )
-        source: PairSource = shards
-        if sampling is not None:
-            source = SampledPairs(
-                shards, self._data.tokenizer, sampling.alpha, (self._training.seed, step), self._limits
-            )
-        batches = [read_batch(source, ranks[self._rank]) for ranks in rounds]
-        sources, targets = shards.source_lengths[pairs], shards.target_lengths[pairs]
-        return StepData(
-            batches=batches,
-            target_tokens=int(targets.sum()),
-            tokens=int(sources.sum() + targets.sum()),
-            flops=float(np.sum(training_flops(self._config, sources, targets))),
-        )
+        return self._data.read_step(self._plan, step, self._config, self._rank, self._world_size)
 
-    def _counted(self, step: StepData) -> StepData:
-        """With sampled subwords only the ranks together know how many tokens the step has; the loss is a mean over
-        them."""
-        targets = sum(batch.target_tokens for batch in step.batches)
-        sources = sum(int(batch.attention_mask.sum()) for batch in step.batches if batch.target_tokens)
-        target_tokens, tokens = process_group.sum_over_ranks(torch.tensor([targets, targets + sources])).tolist()
-        return replace(step, target_tokens=target_tokens, tokens=tokens, flops=step.flops * tokens / step.tokens)
+
+def _counted(step: StepData) -> StepData:
+    """The loss is a mean over the target tokens of all ranks."""
+    mine = [sum(batch.target_tokens for batch in step.batches), sum(batch.tokens for batch in step.batches)]
+    target_tokens, tokens = process_group.sum_over_ranks(torch.tensor(mine)).tolist()
+    flops = step.flops * tokens / step.tokens
+    return replace(step, target_tokens=max(1, target_tokens), tokens=tokens, flops=flops)

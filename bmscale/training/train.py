@@ -14,34 +14,45 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bmscale.data.batch import empty_batch, read_batch
-from bmscale.data.manifest import VALID_TEXTS
-from bmscale.data.steps import StepPlan
+import torch
+from torch import nn
+
+from bmscale.data.steps import Plan
 from bmscale.engine import process_group
 from bmscale.engine.engine import AVERAGE, Engine
 from bmscale.engine.trackers import Trackers, choose_trackers
 from bmscale.errors import BadInput, BmscaleError, Diverged
 from bmscale.evaluation.loss import batch_loss
-from bmscale.evaluation.validation import Validation, Validator
+from bmscale.evaluation.validation import Validation
 from bmscale.experiment import Experiment, RunFolder
-from bmscale.model import EncoderDecoderConfig, EncoderDecoderForConditionalGeneration
+from bmscale.model.config import TransformerConfig
 from bmscale.model.init import initial_value
 from bmscale.training import checkpoint, kept_models, ranks, record
 from bmscale.training.ending import Ending
+from bmscale.training.inheritance import Inheritance
+from bmscale.training.label_data import LabelData
 from bmscale.training.metrics import Metrics, Progress, Window, model_flops_utilisation
 from bmscale.training.models import Models
 from bmscale.training.optimizer import make_optimizer
+from bmscale.training.pair_data import PairData
+from bmscale.training.row_data import MaskedRowData, RowData
 from bmscale.training.schedule import rate_factor
 from bmscale.training.signals import Interrupted, Signals
 from bmscale.training.spikes import SpikeDetector
 from bmscale.training.standing import Standing
 from bmscale.training.states import States
-from bmscale.training.step_data import PreparedData, StepData, StepReader
+from bmscale.training.step_data import StepData, StepReader, TrainingData
 from bmscale.training.watchdog import BUILDING, LOADING, Watchdog
 
 log = logging.getLogger("bmscale")
 
-PROBE_PAIRS = 8
+DATA: dict[str, type[TrainingData]] = {
+    "translation": PairData,
+    "language_model": RowData,
+    "masked_lm": MaskedRowData,
+    "classification": LabelData,
+}
+"""What each task trains on."""
 
 
 def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
@@ -50,11 +61,12 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
     Raises BadInput for a mistake in what was given, Diverged when the loss left the finite numbers for good.
     """
     training, run = experiment.training, experiment.run_folder
-    data = PreparedData.open(experiment.data)
-    plan = data.plan(training)
+    data = DATA[experiment.task](experiment)
+    plan = data.plan()
     total_steps = training.max_steps or plan.first_step_of_epoch(training.max_epochs or 0)
-    config = experiment.model.build(data.tokenizer.vocabulary_size)
-    _check_lengths(experiment, data, config)
+    inherited = Inheritance.of(experiment)
+    config = inherited.shape(experiment, data.tokenizer, **data.model_options())
+    data.check(config)
     identity = record.identity(experiment, data.manifest["data_hash"], _shape(config))
     resumes = record.check(run, identity, experiment, total_steps, new_schedule=new_schedule)
 
@@ -73,14 +85,14 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
             ranks.clear(run)
             _log_to(run.log)
             resources = {"world_size": engine.world_size, "engine": engine.describe(), "device": engine.device_name}
-            record.write(run, experiment, identity, total_steps, resources)
+            record.write(run, experiment, identity, total_steps, resources, data.provenance())
         process_group.barrier()  # from here on what is in the folder is of this start
         limit = None if training.hang_minutes is None else 60 * training.hang_minutes
         with Watchdog(run, engine.rank, engine.world_size, limit) as watchdog:
             process_group.barrier()  # every rank has its file, so one that goes missing is missed
             watchdog.at(BUILDING, 0)
             engine.moved = watchdog.moved
-            build_model(engine, experiment, config)
+            build_model(engine, experiment, config, inherited)
             values, known = experiment.model_dump(), standing.trackers
             opened = Trackers(
                 engine.accelerator, trackers, experiment.name, run.path, values, standing.data_step, known
@@ -128,45 +140,30 @@ def _log_to(path: Path) -> None:
     log.addHandler(handler)
 
 
-def build_model(engine: Engine, experiment: Experiment, config: EncoderDecoderConfig) -> None:
+def build_model(engine: Engine, experiment: Experiment, config: TransformerConfig, inherited: Inheritance) -> None:
     """Make the model of an experiment on the engine's ranks."""
     training = experiment.training
 
-    def make_model() -> EncoderDecoderForConditionalGeneration:
-        model = EncoderDecoderForConditionalGeneration(config)
+    def make_model() -> nn.Module:
+        model = experiment.model.task.model(config)
         if training.activation_checkpointing:
             model.activation_checkpointing_enable()
+        inherited.check(model)
         return model
 
+    def first_value(name: str, shape: torch.Size) -> torch.Tensor:
+        kept = inherited.value(name)
+        return initial_value(name, shape, training.seed, config) if kept is None else kept
+
     engine.build(
-        make_model,
-        lambda name, shape: initial_value(name, shape, training.seed, config),
-        partial(make_optimizer, config=training.optimizer),
+        make_model, first_value, partial(make_optimizer, config=training.optimizer, frozen=training.freeze)
     )
 
 
-def _shape(config: EncoderDecoderConfig) -> dict[str, Any]:
+def _shape(config: TransformerConfig) -> dict[str, Any]:
     """The model's options without what libraries add of their own."""
-    noise = ("transformers_version", "architectures", "dtype", "_name_or_path")
+    noise = ("transformers_version", "architectures", "dtype", "_name_or_path", "model_type")
     return {key: value for key, value in config.to_diff_dict().items() if key not in noise}
-
-
-def _check_lengths(experiment: Experiment, data: PreparedData, config: EncoderDecoderConfig) -> None:
-    """Refuse before training what would fail in the middle of it."""
-    for name, shards in (("training", data.train), ("validation", data.valid)):
-        longest = int(max(shards.source_lengths.max(), shards.target_lengths.max()))
-        if longest > config.max_position_embeddings:
-            raise BadInput(
-                f"model.max_position_embeddings: must hold the longest {name} sentence, {longest} tokens; got "
-                f"{config.max_position_embeddings}. Raise it, or prepare the data without such sentences"
-            )
-    slots = int((data.train.source_lengths + data.train.target_lengths).max())
-    if slots > experiment.training.max_micro_batch_tokens:
-        raise BadInput(
-            f"training.max_micro_batch_tokens: must hold the longest pair, {slots} tokens of source and target; got "
-            f"{experiment.training.max_micro_batch_tokens}. Raise it, or prepare with smaller data.max_source_tokens "
-            "and data.max_target_tokens"
-        )
 
 
 class _Loop:
@@ -176,9 +173,9 @@ class _Loop:
         self,
         experiment: Experiment,
         engine: Engine,
-        data: PreparedData,
-        plan: StepPlan,
-        config: EncoderDecoderConfig,
+        data: TrainingData,
+        plan: Plan,
+        config: TransformerConfig,
         total_steps: int,
         trackers: Trackers,
         signals: Signals,
@@ -186,13 +183,12 @@ class _Loop:
     ) -> None:
         self.trackers, self.signals, self.at = trackers, signals, watchdog.at
         self.experiment, self.engine, self.data, self.plan = experiment, engine, data, plan
-        self.reader = StepReader(experiment, data, plan, config, engine.rank, engine.world_size, self.at)
+        self.reader = StepReader(data, plan, config, engine.rank, engine.world_size, self.at)
         self.total_steps = total_steps
         self.run: RunFolder = experiment.run_folder
         self.metrics = Metrics(self.run.metrics, enabled=engine.is_main)
         self.samples = Metrics(self.run.samples, enabled=engine.is_main)
-        sources = data.manifest["splits"]["valid"]["sources"]
-        self.validator = Validator(engine, data.valid, sources, data.folder / VALID_TEXTS, data.tokenizer, experiment)
+        self.validator, self.probe_batch = data.validator(engine), data.probe()
         self.loss_function = partial(batch_loss, label_smoothing=experiment.training.label_smoothing)
         self.states = States(self.run.states, engine, experiment.training, self.probe, self.empty_step, self.record)
         self.models = Models(experiment, engine, data, config, self.record)
@@ -280,23 +276,22 @@ class _Loop:
         parameters = sum(shape.numel() for shape in self.engine.shapes().values())
         log.info("%s: %.2fM parameters, %s", self.experiment.name, parameters / 1e6, self.engine.describe())
         log.info(
-            "%s pairs, %s target tokens an epoch, %d steps planned (%.2f epochs)",
-            f"{len(self.data.train):,}",
-            f"{int(self.data.train.target_lengths.sum()):,}",
+            "%s, %d steps planned (%.2f epochs)",
+            self.data.describe(),
             self.total_steps,
             self.total_steps / max(1, self.plan.steps_in_epoch(0)),
         )
 
     def empty_step(self) -> None:
         """An optimizer step on nothing, at rate 0."""
-        batches = [empty_batch().to(self.engine.device)]
+        batches = [self.probe_batch.empty().to(self.engine.device)]
         self.engine.train_step(batches, self.loss_function, target_tokens=1, data_step=0, rate_factor=0.0)
 
     def probe(self) -> float:
-        """The loss of the present weights on the first few validation pairs (nats a target token)."""
-        batch = read_batch(self.data.valid, range(min(PROBE_PAIRS, len(self.data.valid)))).to(self.engine.device)
+        """The loss of the present weights on a little validation data (nats a prediction)."""
+        batch = self.probe_batch.to(self.engine.device)
         with self.engine.evaluation() as model:
-            return float(batch_loss(model, batch).nll) / batch.target_tokens
+            return float(batch_loss(model, batch).nll) / max(1, batch.target_tokens)
 
     def resume(self, state: Path | None) -> Standing:
         """Load a training state, if there is one, and forget what was logged after it."""

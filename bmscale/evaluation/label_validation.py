@@ -1,0 +1,52 @@
+"""Validation of a classifier inside the training loop."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bmscale.data.batch import IGNORED, text_batch
+from bmscale.data.shards import PairShards
+from bmscale.engine import process_group
+from bmscale.engine.engine import Engine
+from bmscale.evaluation.classification import score_labels
+from bmscale.evaluation.loss import ValidationLoss
+from bmscale.evaluation.validation import Validation
+
+
+class LabelValidator:
+    """Scores the engine's model on labelled texts."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        texts: PairShards,
+        rounds: Sequence[Sequence[NDArray[np.int64]]],
+        labels: Sequence[str],
+    ) -> None:
+        """`rounds[round][rank]` holds the numbers of texts of a batch, as `steps.split_step` deals them out."""
+        self._engine, self._texts, self._rounds, self._labels = engine, texts, rounds, labels
+
+    def run(self, between: Callable[[], None] = lambda: None) -> Validation:
+        """Validate. Collective: every rank takes its share and all get the result."""
+        engine, mine = self._engine, []
+        with engine.evaluation() as model:
+            for ranks in self._rounds:
+                between()
+                batch = text_batch(self._texts, ranks[engine.rank]).to(engine.device)
+                logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()
+                kept = batch.labels != IGNORED
+                losses = torch.nn.functional.cross_entropy(logits[kept], batch.labels[kept], reduction="none")
+                rows = torch.stack([losses.double(), logits[kept].argmax(-1).double(), batch.labels[kept].double()])
+                mine.append(rows.cpu().numpy())
+        found = np.concatenate([share for shares in process_group.gather_objects(mine) for share in shares], axis=1)
+        # In one order, whatever the ranks: the bootstrap draws texts by their place.
+        losses, predicted, wanted = found[:, np.lexsort(found)]
+        given, asked = ([self._labels[int(label)] for label in side] for side in (predicted, wanted))
+        scores = score_labels(asked, given)
+        return Validation(
+            ValidationLoss(float(losses.mean()), len(losses)),
+            {name: score["score"] for name, score in scores.items()},
+            {name: score["plus_minus"] for name, score in scores.items()},
+        )
