@@ -1,4 +1,4 @@
-"""Readers of parallel text: every format becomes one stream of (source, target) strings.
+"""Readers of parallel text: every format becomes one stream of (source, target) strings. `documents` reads with them.
 
 Lines end at \\n or \\r\\n and nowhere else. Python's text mode and `str.splitlines` also break at U+0085, U+2028 and
 others, which shifts every later line of one side against the other, so files are read as bytes and split there.
@@ -13,7 +13,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import zstandard
 from pydantic import AfterValidator, Field, model_validator
@@ -50,13 +50,13 @@ Languages = tuple[str, str]
 """(source, target)."""
 
 
-class CorpusConfig(Config):
-    """One source of sentence pairs. In YAML a plain string stands for `{path: STRING}`."""
+class OriginConfig(Config):
+    """Where the text of a corpus is, of pairs or of documents. In YAML a plain string stands for `{path: STRING}`."""
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """What reports and training.sampling call this corpus; by default its file name without the endings."""
     path: LocalPath | None = None
-    """TSV, JSONL (each plain, .gz, .xz or .zst), Parquet file, dataset folder, or the prefix of two parallel files."""
+    """The file or folder."""
     dataset: str | None = None
     """What `datasets.load_dataset` takes first: the name of a dataset on the Hugging Face hub, or a local folder. It
     is streamed, never kept whole."""
@@ -64,6 +64,65 @@ class CorpusConfig(Config):
     """Configuration of the dataset, such as de-en; goes with `dataset`."""
     revision: str | None = None
     """Branch, tag or commit of a dataset on the hub; goes with `dataset`."""
+    split: str = "train"
+    """Split to read of a dataset."""
+    toy: Literal["train", "valid", "test"] | None = None
+    """Read this split of the embedded toy corpus instead of a file."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the toy corpus."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        given = [name for name in self._origins() if getattr(self, name) is not None]
+        if len(given) != 1:
+            names = ", ".join(self._origins().values())
+            got = " and ".join(given) or "none"
+            raise ValueError(f"a corpus needs exactly one of {names}; got {got}")
+        for key in ("subset", "revision"):
+            if getattr(self, key) is not None and self.dataset is None:
+                raise ValueError(f"{key} goes with dataset, which is not given; got {given[0]}")
+        return self
+
+    @classmethod
+    def _origins(cls) -> dict[str, str]:
+        """The keys that say where a corpus is, and how messages write them."""
+        return {"path": "path", "dataset": "dataset", "toy": "toy"}
+
+    @classmethod
+    def endings(cls) -> dict[str, str]:
+        """The format that the ending of a file's name says, before that of a compression."""
+        return FORMATS
+
+    @property
+    def place(self) -> str:
+        """Where the corpus is, in messages: its path, the dataset, or `toy:SPLIT`."""
+        return self.path or self.dataset or f"toy:{self.toy}"
+
+    @property
+    def short_name(self) -> str:
+        """`name`, or else the file without directories and the endings that say its format, or `toy-SPLIT`."""
+        if self.name:
+            return self.name
+        if self.toy:
+            return f"toy-{self.toy}"
+        name = Path(self.place).name
+        if self.subset:
+            name = f"{name}-{self.subset}"
+        for ending in (*COMPRESSIONS, *self.endings()):
+            name = name.removesuffix(ending)
+        return name or "corpus"
+
+
+class CorpusConfig(OriginConfig):
+    """One source of sentence pairs. In YAML a plain string stands for `{path: STRING}`."""
+
+    path: LocalPath | None = None
+    """TSV, JSONL (each plain, .gz, .xz or .zst), Parquet file, dataset folder, or the prefix of two parallel files."""
     source_path: LocalPath | None = None
     """The source side of two parallel text files, one sentence a line; goes with target_path."""
     target_path: LocalPath | None = None
@@ -78,50 +137,28 @@ class CorpusConfig(Config):
     """Key of the source in JSONL or a dataset; the source language's code when not given."""
     target_key: str | None = None
     """Key of the target in JSONL or a dataset; the target language's code when not given."""
-    split: str = "train"
-    """Split to read of a dataset."""
     source_language: LanguageCode | None = None
     """Language of the source where it is not data.source_language: many pairs in one model."""
     target_language: LanguageCode | None = None
     """Language of the target where it is not data.target_language."""
-    toy: Literal["train", "valid", "test"] | None = None
-    """Read this split of the embedded toy corpus instead of a file."""
     pairs: int = Field(default=10_000, gt=0, le=10_000_000)
     """Number of toy pairs, at most ten million."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the toy pairs."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _one_origin(self) -> "CorpusConfig":
+    def _both_sides(self) -> Self:
         if (self.source_path is None) != (self.target_path is None):
             raise ValueError("source_path and target_path go together: give both or neither")
-        given = [n for n in ("path", "source_path", "dataset", "toy") if getattr(self, n) is not None]
-        if len(given) != 1:
-            got = " and ".join(given) or "none"
-            raise ValueError(f"a corpus needs exactly one of path, source_path + target_path, dataset, toy; got {got}")
-        for key in ("subset", "revision"):
-            if getattr(self, key) is not None and self.dataset is None:
-                raise ValueError(f"{key} goes with dataset, which is not given; got {given[0]}")
         return self
 
+    @classmethod
+    def _origins(cls) -> dict[str, str]:
+        sides = {"source_path": "source_path + target_path"}
+        return {"path": "path", **sides, "dataset": "dataset", "toy": "toy"}
+
     @property
-    def short_name(self) -> str:
-        """`name`, or else the file without directories and the endings that say its format, or `toy-SPLIT`."""
-        if self.name:
-            return self.name
-        if self.toy:
-            return f"toy-{self.toy}"
-        name = Path(self.path or self.source_path or self.dataset or "corpus").name
-        if self.subset:
-            name = f"{name}-{self.subset}"
-        for ending in (*COMPRESSIONS, *FORMATS):
-            name = name.removesuffix(ending)
-        return name or "corpus"
+    def place(self) -> str:
+        """Where the corpus is, in messages: its path, the dataset, or `toy:SPLIT`."""
+        return self.path or self.source_path or self.dataset or f"toy:{self.toy}"
 
     def languages(self, default: Languages) -> Languages:
         """The (source, target) languages of this corpus, where `default` are those of the data section."""
@@ -143,27 +180,32 @@ def read_pairs(corpus: CorpusConfig, source_language: str, target_language: str)
     return itertools.chain([first], pairs)
 
 
-def describe(corpus: CorpusConfig) -> str:
+def describe(corpus: OriginConfig) -> str:
     """The name of a corpus in messages: its path, the dataset, or `toy:SPLIT`."""
-    return corpus.path or corpus.source_path or corpus.dataset or f"toy:{corpus.toy}"
+    return corpus.place
 
 
 def input_files(corpus: CorpusConfig, source_language: str, target_language: str) -> list[Path]:
     """Every file that the corpus is read from, sorted inside a dataset folder; none for the toy corpus or a dataset of
     the hub."""
-    if corpus.toy is not None:
-        return []
-    if corpus.dataset is not None:
-        folder = Path(corpus.dataset)
-        return sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+    if corpus.path is None and corpus.source_path is None:
+        return dataset_files(corpus)
     source_language, target_language = corpus.languages((source_language, target_language))
-    kind = _format(corpus, source_language, target_language)
-    if kind == "parallel":
+    if _format(corpus, source_language, target_language) == "parallel":
         return list(_parallel_files(corpus, source_language, target_language))
-    path = _existing(Path(str(corpus.path)))
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
-    return [path]
+    return files_at(Path(str(corpus.path)))
+
+
+def dataset_files(corpus: OriginConfig) -> list[Path]:
+    """The files of a dataset that is a folder here; none for the toy corpus or a dataset of the hub."""
+    folder = Path(corpus.dataset) if corpus.dataset is not None else None
+    return files_at(folder) if folder is not None and folder.is_dir() else []
+
+
+def files_at(path: Path) -> list[Path]:
+    """The file, or every file of the folder, sorted. Raises BadInput where there is neither."""
+    path = existing(path)
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 def _reader(corpus: CorpusConfig, source_language: str, target_language: str) -> Iterator[Pair]:
@@ -174,43 +216,55 @@ def _reader(corpus: CorpusConfig, source_language: str, target_language: str) ->
         return iter(toy_pairs(corpus.toy, corpus.pairs, corpus.seed))
     keys = (corpus.source_key or source_language, corpus.target_key or target_language)
     if corpus.dataset is not None:
-        return _read_dataset(corpus, keys)
+        return (_pair_of_row(row, keys, where) for where, row in dataset_rows(corpus))
     kind = _format(corpus, source_language, target_language)
     if kind == "parallel":
         return _read_parallel(*_parallel_files(corpus, source_language, target_language))
-    path = _existing(Path(str(corpus.path)))
+    path = existing(Path(str(corpus.path)))
     if kind == "tsv":
-        return _read_tsv(path, corpus.source_column, corpus.target_column)
-    return _read_jsonl(path, keys) if kind == "jsonl" else _read_dataset(corpus, keys)
+        return tsv_columns(path, corpus.source_column, corpus.target_column)
+    rows = jsonl_rows(path) if kind == "jsonl" else dataset_rows(corpus)
+    return (_pair_of_row(row, keys, where) for where, row in rows)
 
 
 def _format(corpus: CorpusConfig, source_language: str, target_language: str) -> str:
     if corpus.path is None:
         return "parallel"
-    if corpus.format != "auto":
-        return corpus.format
     path = Path(corpus.path)
-    if path.is_dir():
-        return "dataset"
-    bare = path.with_suffix("") if path.suffix in COMPRESSIONS else path
-    if bare.suffix in FORMATS:
-        return FORMATS[bare.suffix]
-    if path.is_file():
-        raise BadInput(
-            f"{path}: the extension must be one of {', '.join(FORMATS)} (plain or with {', '.join(COMPRESSIONS)}), "
-            f"got '{path.suffix or 'none'}'; name the format with `format: tsv` or `format: jsonl`"
-        )
+    if (found := file_format(corpus, corpus.format)) is not None:
+        return found
     if any(_side(path, language) for language in (source_language, target_language)):
         return "parallel"
     raise BadInput(
         f"{path}: no such file, and no parallel files {path}.{source_language} and {path}.{target_language}"
-        f"{_nearest(path)}"
+        f"{nearest(path)}"
     )
+
+
+def file_format(corpus: OriginConfig, given: str) -> str | None:
+    """The format of the corpus's path: the one given, or where that is auto what its ending says, a folder a dataset.
+
+    None where nothing is there under that name. Raises BadInput for a file whose ending says nothing.
+    """
+    if given != "auto":
+        return given
+    path, endings = Path(str(corpus.path)), corpus.endings()
+    if path.is_dir():
+        return "dataset"
+    bare = path.with_suffix("") if path.suffix in COMPRESSIONS else path
+    if bare.suffix in endings:
+        return endings[bare.suffix]
+    if path.is_file():
+        raise BadInput(
+            f"{path}: the extension must be one of {', '.join(endings)} (plain or with {', '.join(COMPRESSIONS)}), "
+            f"got '{path.suffix or 'none'}'; name the format with `format: tsv` or `format: jsonl`"
+        )
+    return None
 
 
 def _parallel_files(corpus: CorpusConfig, source_language: str, target_language: str) -> tuple[Path, Path]:
     if corpus.source_path is not None:
-        source, target = (_existing(Path(str(p))) for p in (corpus.source_path, corpus.target_path))
+        source, target = (existing(Path(str(p))) for p in (corpus.source_path, corpus.target_path))
         return source, target
     prefix = Path(str(corpus.path))
     found: list[Path] = []
@@ -218,7 +272,7 @@ def _parallel_files(corpus: CorpusConfig, source_language: str, target_language:
         file = _side(prefix, language)
         if file is None:
             wanted = prefix.with_name(f"{prefix.name}.{language}")
-            raise BadInput(f"{wanted}: no such file (nor with {', '.join(COMPRESSIONS)}){_nearest(wanted)}")
+            raise BadInput(f"{wanted}: no such file (nor with {', '.join(COMPRESSIONS)}){nearest(wanted)}")
         found.append(file)
     return found[0], found[1]
 
@@ -228,16 +282,17 @@ def _side(prefix: Path, language: str) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The path itself. Raises BadInput, with the nearest name there is, where it is no file and no folder."""
     if not path.exists():
-        raise BadInput(f"{path}: no such file{_nearest(path)}")
+        raise BadInput(f"{path}: no such file{nearest(path)}")
     if not path.is_file() and not path.is_dir():
         # A pipe would block for ever: it is read once to hash it, and once more to train.
         raise BadInput(f"{path}: must be a regular file or a folder; a pipe or device cannot be read twice")
     return path
 
 
-def _nearest(path: Path) -> str:
+def nearest(path: Path) -> str:
     """A hint for a missing path: the nearest name in its folder, or the first folder above it that is missing."""
     if not path.parent.is_dir():
         return f"; the folder {path.parent} does not exist"
@@ -280,8 +335,9 @@ class _ZstdReader(io.RawIOBase):
 _OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _ZstdReader}
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """Stream the lines of a plain or compressed UTF-8 file without their line ends; a leading BOM is dropped.
+def read_lines(path: Path, *, keep_ends: bool = False) -> Iterator[str]:
+    """Stream the lines of a plain or compressed UTF-8 file, without their line ends unless `keep_ends`; a leading BOM
+    is dropped.
 
     Raises BadInput, naming the line, where the file is not UTF-8, and for a file that cannot be read or decompressed.
     """
@@ -290,7 +346,9 @@ def read_lines(path: Path) -> Iterator[str]:
         # The pure Python readline of gzip and lzma is slow; a C buffer in front of it is several times faster.
         with io.BufferedReader(_OPENERS.get(path.suffix, io.FileIO)(path), BUFFER_BYTES) as file:
             for number, line in enumerate(file, start=1):
-                text = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+                text = line.decode("utf-8")
+                if not keep_ends:
+                    text = text.removesuffix("\n").removesuffix("\r")
                 yield text.removeprefix("\ufeff") if number == 1 else text
     except UnicodeDecodeError as error:
         raise BadInput(
@@ -303,8 +361,9 @@ def read_lines(path: Path) -> Iterator[str]:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _read_tsv(path: Path, source_column: int, target_column: int) -> Iterator[Pair]:
-    needed = max(source_column, target_column) + 1
+def tsv_columns(path: Path, first: int, second: int) -> Iterator[tuple[str, str]]:
+    """Two columns of every row, counted from 0. Raises BadInput, naming the line, for a row that lacks one."""
+    needed = max(first, second) + 1
     for number, line in enumerate(read_lines(path), start=1):
         columns = line.split("\t")
         if len(columns) < needed:
@@ -312,7 +371,7 @@ def _read_tsv(path: Path, source_column: int, target_column: int) -> Iterator[Pa
                 f"{path}:{number}: a row must have at least {needed} tab-separated columns, got {len(columns)}: "
                 f"{line[:80]!r}"
             )
-        yield columns[source_column], columns[target_column]
+        yield columns[first], columns[second]
 
 
 def _read_parallel(source_path: Path, target_path: Path) -> Iterator[Pair]:
@@ -328,7 +387,8 @@ def _read_parallel(source_path: Path, target_path: Path) -> Iterator[Pair]:
         yield source, target
 
 
-def _read_jsonl(path: Path, keys: tuple[str, str]) -> Iterator[Pair]:
+def jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Every row of a JSONL file and its place, `file:line`. Raises BadInput for a line that is not JSON."""
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
@@ -336,7 +396,7 @@ def _read_jsonl(path: Path, keys: tuple[str, str]) -> Iterator[Pair]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
             raise BadInput(f"{path}:{number}: a line must be one JSON object, it does not parse: {error}") from None
-        yield _pair_of_row(row, keys, f"{path}:{number}")
+        yield f"{path}:{number}", row
 
 
 def _pair_of_row(row: Any, keys: tuple[str, str], where: str) -> Pair:
@@ -355,19 +415,24 @@ def _pair_of_row(row: Any, keys: tuple[str, str], where: str) -> Pair:
     return fields[keys[0]], fields[keys[1]]
 
 
-def _read_dataset(corpus: CorpusConfig, keys: tuple[str, str]) -> Iterator[Pair]:
-    """Rows of a dataset through the `datasets` library, streamed."""
+def dataset_rows(corpus: OriginConfig) -> Iterator[tuple[str, Any]]:
+    """Every row of a dataset and its place, through the `datasets` library, streamed; a class label by its name."""
     name = describe(corpus)
     try:
-        for number, row in enumerate(_rows(corpus, Path(name)), start=1):
-            yield _pair_of_row(row, keys, f"{name}: row {number} of split '{corpus.split}'")
+        rows = _rows(corpus, Path(name))
+        classes = {key: feature.names for key, feature in (rows.features or {}).items() if hasattr(feature, "names")}
+        for number, row in enumerate(rows, start=1):
+            for key, names in classes.items():
+                if isinstance(row.get(key), int) and 0 <= row[key] < len(names):
+                    row[key] = names[row[key]]
+            yield f"{name}: row {number} of split '{corpus.split}'", row
     except BadInput:
         raise
     except Exception as error:  # the library raises its own, pyarrow's and fsspec's errors: all are about this input
         raise BadInput(f"{name}: cannot be read as a dataset (split '{corpus.split}'): {error}") from error
 
 
-def _rows(corpus: CorpusConfig, path: Path) -> Any:
+def _rows(corpus: OriginConfig, path: Path) -> Any:
     import datasets
 
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():  # written by save_to_disk
@@ -388,14 +453,14 @@ def _rows(corpus: CorpusConfig, path: Path) -> Any:
     return datasets.load_dataset(builder, data_files={corpus.split: str(path)}, split=corpus.split, streaming=True)
 
 
-def hub_identity(corpus: CorpusConfig) -> str:
+def hub_identity(corpus: OriginConfig) -> str:
     """What stands for the content of a dataset of the hub, which has no files here: the hash that `datasets` makes of
     its name, configuration and commit. Raises BadInput where it cannot be found."""
     import datasets
 
     try:
         builder = datasets.load_dataset_builder(str(corpus.dataset), corpus.subset, revision=corpus.revision)
-    except Exception as error:  # as in _read_dataset
+    except Exception as error:  # as in dataset_rows
         raise BadInput(
             f"{corpus.dataset}: no such dataset, neither a folder here nor reachable on the hub: {error}"
         ) from error

@@ -4,6 +4,7 @@ transformers would otherwise convert the model to its own "fast" format, which i
 ids come from the SentencePiece library in every case, so they are those that the model was trained on.
 """
 
+import re
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -33,9 +34,21 @@ class BmscaleTokenizer(SentencePieceBackend):
         kwargs.setdefault("special_tokens_pattern", "eos")
         super().__init__(vocab_file=vocab_file, **{**kwargs, **fixed})
 
+        # As bmscale.data.tokenizer does: where a text is to come back as it was, a mark that SentencePiece itself would
+        # take for a space, and half characters, are spelt in bytes.
+        spells_bytes = all(self.sp_model.is_byte(self.sp_model.piece_to_id(f"<0x{byte:02X}>")) for byte in range(256))
+        as_it_is = "".join(map(self.sp_model.id_to_piece, self.sp_model.encode("a  b "))) == "a\u2581\u2581b\u2581"
+        self._spelt = re.compile("([\u2581\ud800-\udfff])" if spells_bytes and as_it_is else r"(?!)()")
+
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         # By id: as strings, the pieces of an unknown word are its own characters, which could look like a piece.
-        return [self.sp_model.id_to_piece(i) for i in self.sp_model.encode(text)]
+        pieces: list[str] = []
+        for i, part in enumerate(self._spelt.split(text)):
+            if i % 2:
+                pieces += [f"<0x{byte:02X}>" for byte in part.encode("utf-8", "surrogatepass")]
+            else:
+                pieces += map(self.sp_model.id_to_piece, self.sp_model.encode(part))
+        return pieces
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of pieces; unlike the base class it puts spelt-out bytes (<0xC3>) together again.

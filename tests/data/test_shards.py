@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bmscale.data.shards import PairShards, ShardWriter
+from bmscale.data.shards import DocumentShards, DocumentWriter, PairShards, ShardWriter
 from bmscale.errors import BadInput
 
 IDS = st.lists(st.integers(0, 99), min_size=1, max_size=9)
@@ -153,7 +153,7 @@ def test_an_index_of_any_other_shape_is_one_bad_input(folder, key):
 )
 @pytest.mark.parametrize("at_a_time", [2, 100])
 def test_damage_that_keeps_the_size_is_noticed(folder, name, values, message, at_a_time, monkeypatch):
-    monkeypatch.setattr("bmscale.data.shards.CHECKED_PAIRS", at_a_time)
+    monkeypatch.setattr("bmscale.data.shards.CHECKED_AT_A_TIME", at_a_time)
     PairShards.open(folder)
     (folder / name).write_bytes(np.array(values, dtype="<i8" if name == "offsets.bin" else "<i4").tobytes())
     with pytest.raises(BadInput, match=message):
@@ -186,3 +186,56 @@ def test_a_failed_writer_leaves_nothing_readable(tmp_path):
 def test_reading_needs_numpy_only():
     code = "import sys, bmscale.data.shards; print([m for m in ('torch', 'datasets', 'pyarrow', 'sentencepiece') if m in sys.modules])"  # noqa: E501
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+DOCUMENTS = [[0, 5, 2], [0, 2], [0, 7, 8, 9, 2], [0, 6, 2]]
+
+
+@pytest.fixture
+def documents(tmp_path):
+    with DocumentWriter(tmp_path / "documents", 100, shard_tokens=6) as writer:
+        for ids in DOCUMENTS:
+            writer.add(ids, 10 * len(ids))
+    return tmp_path / "documents"
+
+
+def test_documents_round_trip_and_pickle(documents, tmp_path):
+    with DocumentWriter(tmp_path / "batch", 100, shard_tokens=6) as writer:
+        lengths = np.array([len(ids) for ids in DOCUMENTS])
+        writer.add_batch(np.concatenate(DOCUMENTS), lengths.astype(np.int32), 10 * lengths)
+    shards = DocumentShards.open(documents)
+    assert shards.index == DocumentShards.open(tmp_path / "batch").index
+    assert (shards.index["documents"], shards.index["tokens"], shards.index["text_bytes"]) == (4, 13, 130)
+    assert len(shards.index["shards"]) > 1
+    for opened in (shards, pickle.loads(pickle.dumps(shards))):
+        assert [opened.document(i).tolist() for i in range(len(opened))] == DOCUMENTS
+    assert shards.lengths.tolist() == [3, 2, 5, 3]
+    assert shards.text_bytes.tolist() == [30, 20, 50, 30]
+    assert shards.lengths.dtype == np.int32
+    assert shards.text_bytes.dtype == np.int64
+    assert not shards.document(2).flags.writeable
+    with pytest.raises(IndexError, match="document 4 of 4"):
+        shards.document(4)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("lengths.bin", [3, 2, 5, 0], "at least 1 token"),
+        ("lengths.bin", [3, 2, 5, 4], r"lengths\.bin: the lengths must add up to 13 tokens .* are 14"),
+        ("text_bytes.bin", [30, 20, 50, 31], r"text_bytes\.bin: the lengths must add up to 130 bytes .* are 131"),
+        ("offsets.bin", [0, 3, 5, 11], r"offsets\.bin: damaged: does not follow the lengths"),
+        ("offsets.bin", [0, 3, 5], r"offsets\.bin: must have 32 bytes"),
+    ],
+)
+def test_damaged_documents_are_noticed(documents, name, values, message):
+    (documents / name).write_bytes(np.array(values, dtype="<i4" if name == "lengths.bin" else "<i8").tobytes())
+    with pytest.raises(BadInput, match=message):
+        DocumentShards.open(documents)
+
+
+def test_one_form_is_not_taken_for_the_other(documents, folder):
+    with pytest.raises(BadInput, match="must hold documents, it holds pairs"):
+        DocumentShards.open(folder)
+    with pytest.raises(BadInput, match="must hold pairs, it holds documents"):
+        PairShards.open(documents)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bmscale.data.clean import normalise
-from bmscale.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from bmscale.data.tokenizer import LosslessTokenizerConfig, Tokenizer, TokenizerConfig, train_tokenizer
 from bmscale.errors import BadInput
 
 ALPHABET = "abdefghiklmnoprstuwäöüß.,!½™ﬁ"
@@ -137,3 +137,89 @@ def test_other_special_ids_are_refused():
     )
     with pytest.raises(BadInput, match=r"t5: the first four pieces must be <s>, <pad>, </s>, <unk>"):
         Tokenizer(model.getvalue(), "t5")
+
+
+NASTY = [
+    "",
+    " ",
+    "   a  b   ",
+    "\u2581",
+    " \u2581a \u2581\u2581 b\u2581",
+    "a\0b\0",
+    "\n\n \t\r\r\n x\u2028\x85\x0c",
+    "<s></s><pad><unk><mask><0x41> <2de> \u2047 \ufffd",
+    "\ufeffBOM \ufb01 \u00bd \u2122 e\u0301 \u00e9",
+    "漢字 🙂 👩\u200d👩\u200d👧 \U0010ffff \ud83d \udc80\u2581 \ude00\ud83d",
+    "def f(x):\n    if x:\n        return  x\n",
+]
+
+
+@pytest.fixture(scope="module", params=["unigram", "bpe"])
+def lossless(request):
+    texts = [*sentences(), *NASTY, "a<mask>a <0x41>a <s>a </s>a", "\tx" * 50, "x    y\n" * 50]
+    config = LosslessTokenizerConfig(type=request.param, vocabulary_size=420)
+    return Tokenizer(train_tokenizer(texts, config, lossless=True))
+
+
+def test_a_lossless_tokenizer_has_bytes_and_a_mask(lossless, tokenizer):
+    assert lossless.pieces([*range(6), 260]) == ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<0x00>", "<0xFF>"]
+    assert (lossless.mask_id, lossless.is_lossless) == (4, True)
+    assert (tokenizer.mask_id, tokenizer.is_lossless) == (None, False)
+    lossless.require(mask=True)
+    with pytest.raises(BadInput, match="must give every text back, with all 256 byte pieces"):
+        tokenizer.require()
+
+
+@pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
+def test_nasty_texts_come_back(lossless, text):
+    ids = lossless.encode(text)
+    assert ids[-1] == 2
+    assert not set(range(5)) & set(ids[:-1])
+    assert lossless.decode(ids) == text
+    assert lossless.decode([0, *ids, 1]) == text
+    assert lossless.encode_batch(["a b", text])[1] == ids
+
+
+def test_random_texts_and_bytes_come_back(lossless):
+    draw = random.Random(5)
+    pool = [*ALPHABET, *"   \n\t\r\0\u2581<>/sx01A", "<s>", "</s>", "<mask>", "<0x41>", "漢", "🙂", "\ud800", "\udfff"]
+    for _ in range(1500):
+        text = "".join(draw.choices(pool, k=draw.randint(0, 40)))
+        assert lossless.decode(lossless.encode(text)) == text
+        text = "".join(chr(draw.randrange(0x110000)) for _ in range(draw.randint(0, 9)))
+        assert lossless.decode(lossless.encode(text)) == text
+        data = draw.randbytes(draw.randint(0, 30)) + draw.choice(["", "é▁", "a b"]).encode()
+        ids = lossless.encode_bytes(data)
+        assert lossless.decode_bytes(ids) == data
+        assert not set(range(5)) & set(ids)
+
+
+def test_bytes_are_written_token_by_token(lossless):
+    text = "Straße 漢 🙂\u2581 x"
+    ids = lossless.encode(text)
+    assert b"".join(lossless.decode_bytes([i]) for i in ids).decode() == text
+    assert lossless.decode(lossless.encode("a\U0010fffe")[:-2]) == "a\ufffd"
+
+
+def test_frequent_text_that_looks_like_a_special_piece_can_be_trained_on():
+    texts = [*sentences(), *["<0x41> <s> <mask> <unk> </s>", "x<0x41>x"] * 200]
+    config = LosslessTokenizerConfig(vocabulary_size=420, character_coverage=1.0)
+    tokenizer = Tokenizer(train_tokenizer(texts, config, lossless=True))
+    assert tokenizer.decode(tokenizer.encode(texts[-1])) == texts[-1]
+    assert tokenizer.mask_id == 4
+
+
+def test_a_lossless_tokenizer_is_trained_on_long_documents_and_line_ends():
+    document = "\n".join(sentences(9000)) + "\t\u2047\u2581"
+    assert len(document.encode()) > 1 << 18
+    tokenizer = Tokenizer(train_tokenizer([document], LosslessTokenizerConfig(vocabulary_size=420), lossless=True))
+    assert max(map(len, tokenizer.pieces(range(420)))) > 2
+    assert not any(set(piece) & set("\n\t") for piece in tokenizer.pieces(range(420)))
+
+
+def test_a_tokenizer_without_a_mask_is_named(lossless, monkeypatch):
+    without = pickle.loads(pickle.dumps(Tokenizer(lossless.model, "mine.model")))
+    monkeypatch.setattr(Tokenizer, "mask_id", None)
+    without.require()
+    with pytest.raises(BadInput, match=r"mine\.model: .* must have the control symbol <mask>"):
+        without.require(mask=True)
