@@ -1,0 +1,114 @@
+"""Quality of a classifier: accuracy and macro-F1 with bootstrap intervals, and precision and recall of each label."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bmscale.errors import BadInput
+from bmscale.evaluation.scores import DEFAULT_SEED
+
+
+def score_labels(
+    references: Sequence[str], predictions: Sequence[str], *, n_bootstrap: int = 1000, seed: int = DEFAULT_SEED
+) -> dict[str, dict[str, Any]]:
+    """Accuracy and macro-F1 of N predicted labels against N right ones, in percent, as `scores.score` returns scores.
+
+    Macro-F1 is the plain mean of F1 over the labels that occur in references or predictions, as scikit-learn takes
+    it: a label that is nowhere does not count, one that is only predicted counts 0.
+
+    The interval is the percentile bootstrap's (Efron 1979): `low` and `high` bound the central 95 % of
+    `n_bootstrap` resamples of the texts, `mean` is their mean and `plus_minus` half the width. All four are None when
+    `n_bootstrap` is 0 or 1. In a resample, macro-F1 is over the labels that occur there. The same seed gives the same
+    interval.
+
+    Returns under `accuracy` and `macro_f1` the keys `name`, `score`, `signature`, `mean`, `plus_minus`, `low`, `high`,
+    `segments` and `note` (None), ready for `results.json` and `scores.format_scores`.
+
+    Raises BadInput for unequal counts, nothing to score, or a negative count or seed.
+    """
+    _check(references, predictions, n_bootstrap, seed)
+    labels, pairs_K2, counts_K = _confusion(references, predictions)
+    total = len(references)
+    whole = _measures(counts_K[None], pairs_K2, len(labels))
+    sampled = None
+    if n_bootstrap > 1:
+        # Resampling texts with replacement is drawing how often each pair of labels occurs.
+        draws_RK = np.random.default_rng(seed).multinomial(total, counts_K / total, size=n_bootstrap)
+        sampled = _measures(draws_RK, pairs_K2, len(labels))
+    signature = f"labels:{len(labels)}|bs:{n_bootstrap}|seed:{seed}" if n_bootstrap > 1 else f"labels:{len(labels)}"
+    return {
+        key: {
+            "name": name,
+            "score": float(whole[key][0]),
+            "signature": signature,
+            **_interval(None if sampled is None else sampled[key]),
+            "segments": total,
+            "note": None,
+        }
+        for key, name in (("accuracy", "accuracy"), ("macro_f1", "macro-F1"))
+    }
+
+
+def per_label(references: Sequence[str], predictions: Sequence[str]) -> dict[str, dict[str, float | int]]:
+    """Precision, recall and F1 in percent, and `support` (how many references have it), of each label that occurs.
+
+    What has no denominator is 0, as in scikit-learn. Labels are sorted. Raises BadInput as `score_labels` does.
+    """
+    _check(references, predictions, 0, 0)
+    labels, pairs_K2, counts_K = _confusion(references, predictions)
+    right, given, asked = (part[0] for part in _sums(counts_K[None], pairs_K2, len(labels)))
+    return {
+        label: {
+            "precision": float(100 * right[k] / max(given[k], 1)),
+            "recall": float(100 * right[k] / max(asked[k], 1)),
+            "f1": float(200 * right[k] / (given[k] + asked[k])),
+            "support": int(asked[k]),
+        }
+        for k, label in enumerate(labels)
+    }
+
+
+def _confusion(references: Sequence[str], predictions: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The L labels that occur, the K different pairs (reference, prediction) of them (K, 2), and how often each is."""
+    labels = sorted({*references, *predictions})
+    number = {label: k for k, label in enumerate(labels)}
+    pairs = [(number[one], number[other]) for one, other in zip(references, predictions, strict=True)]
+    pairs_K2, counts_K = np.unique(np.array(pairs), axis=0, return_counts=True)
+    return labels, pairs_K2, counts_K
+
+
+def _sums(counts_RK: np.ndarray, pairs_K2: np.ndarray, labels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each label in R samples (R, L): how often it was rightly given, given at all, and asked for."""
+    asked_KL, given_KL = (np.eye(labels, dtype=np.int64)[pairs_K2[:, side]] for side in (0, 1))
+    return counts_RK @ (asked_KL * given_KL), counts_RK @ given_KL, counts_RK @ asked_KL
+
+
+def _measures(counts_RK: np.ndarray, pairs_K2: np.ndarray, labels: int) -> dict[str, np.ndarray]:
+    """Accuracy and macro-F1 (R,) of R samples, in percent."""
+    right_RL, given_RL, asked_RL = _sums(counts_RK, pairs_K2, labels)
+    occurs_RL = (given_RL + asked_RL) > 0
+    f1_RL = 2 * right_RL / np.maximum(given_RL + asked_RL, 1)
+    return {
+        "accuracy": 100 * right_RL.sum(axis=1) / counts_RK.sum(axis=1),
+        "macro_f1": 100 * f1_RL.sum(axis=1) / occurs_RL.sum(axis=1),
+    }
+
+
+def _interval(samples_R: np.ndarray | None) -> dict[str, float | None]:
+    if samples_R is None:
+        return dict.fromkeys(("mean", "plus_minus", "low", "high"))
+    low, high = np.percentile(samples_R, [2.5, 97.5])
+    figures = {"mean": samples_R.mean(), "plus_minus": (high - low) / 2, "low": low, "high": high}
+    return {name: float(value) for name, value in figures.items()}
+
+
+def _check(references: Sequence[str], predictions: Sequence[str], n_bootstrap: int, seed: int) -> None:
+    if len(references) != len(predictions):
+        raise BadInput(
+            f"every prediction needs one reference: got {len(predictions)} predictions and {len(references)} references"
+        )
+    if not references:
+        raise BadInput("references: there is nothing to score; give at least one label")
+    if n_bootstrap < 0 or seed < 0:
+        raise BadInput(f"n_bootstrap and seed must be 0 or more; got {n_bootstrap} and {seed}")
