@@ -169,4 +169,7 @@ def complete(file: DeepSpeedFile, training: TrainingConfig, world_size: int) -> 
         config["bf16"].setdefault("check_grad_overflow", True)  # else ZeRO-2 takes a non-finite step and is poisoned
         config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     config["zero_allow_untested_optimizer"] = True
+    # Under offload Accelerate would put DeepSpeed's CPU Adam in place of ours. That one multiplies its bias correction
+    # up from step to step in memory of its own, which no state holds: a resumed run would differ in the last bits.
+    config["zero_force_ds_cpu_optimizer"] = False
     return config

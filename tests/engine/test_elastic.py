@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 STAGES = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 ALL = ["none-1", *(f"{stage}-{world}" for stage in STAGES for world in (1, 2, 4))]
-SAMPLE_SAVED = ["none-1", "zero1-2", "zero3-4"]
+SAMPLE_SAVED = ["none-1", "zero1-2", "zero3-4", "zero2_offload-1"]
 SAMPLE_LOADED = ["none-1", "zero0-2", "zero1-2", "zero2-4", "zero3-2", "zero3-4", "zero2_offload-1"]
 
 SAVED_AT = 8  # as elastic_worker has it
