@@ -291,25 +291,23 @@ def _add_which(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from bmscale.config import Document, validate
-    from bmscale.data.corpus import CorpusConfig
     from bmscale.evaluation.evaluate import evaluate
     from bmscale.evaluation.report import write_report_or_warn
-    from bmscale.experiment import RunFolder
+    from bmscale.experiment import RunFolder, TranslationEvaluationConfig
     from bmscale.inference.translator import SearchOptions
     from bmscale.training import record
 
     run = RunFolder(Path(options.run))
     experiment = record.read_experiment(run).model_copy(update={"run": str(run.path)})
     config = experiment.evaluation
-    tests = [validate(CorpusConfig, Document({"path": file}, {(): "--test"})) for file in options.test or []]
-    search = SearchOptions(config.beam_size, config.length_penalty, config.max_batch_tokens)
-    results = evaluate(
-        experiment,
-        tests or config.test,
-        which=options.model,
-        options=_with_given(search, options),
-        device=options.device,
-    )
+    tests = [validate(experiment.corpus, Document({"path": file}, {(): "--test"})) for file in options.test or []]
+    search = None
+    if isinstance(config, TranslationEvaluationConfig):
+        search = SearchOptions(config.beam_size, config.length_penalty, config.max_batch_tokens)
+        search = _with_given(search, options)
+    elif options.beam_size is not None or options.length_penalty is not None:
+        raise BadInput(f"--beam-size, --length-penalty: are of translation; {run.path} is of {experiment.task}")
+    results = evaluate(experiment, tests or config.test, which=options.model, options=search, device=options.device)
     print(json.dumps(results, indent=2, ensure_ascii=False))
     write_report_or_warn(run)
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, create_model, model_validator
 
 from bmscale.config import Config, Document, load, suggest, validate
-from bmscale.data.corpus import CorpusConfig, LocalPath
-from bmscale.data.documents import DocumentCorpusConfig, DocumentDataConfig, LabelledCorpusConfig, LabelledDataConfig
+from bmscale.data.corpus import CorpusConfig, LocalPath, OriginConfig
+from bmscale.data.documents import DocumentCorpusConfig, LabelledCorpusConfig
 from bmscale.data.masking import MaskingConfig
 from bmscale.data.prepare import DataConfig
+from bmscale.data.text_data import DocumentDataConfig, LabelledDataConfig
 from bmscale.errors import BadInput
 from bmscale.model.config import TransformerConfig, option_types
 from bmscale.model.tasks import TASKS, Task
@@ -274,6 +275,8 @@ class EvaluationConfig(Config):
     model/step-NNNNNNNN, for `average`; 0 keeps model/best and model/last only."""
     max_batch_tokens: Positive = 8192
     """Padded slots of a validation batch on one rank."""
+    test: Any = ()
+    """Test sets of `evaluate` when it is given none."""
 
 
 class TranslationEvaluationConfig(EvaluationConfig):
@@ -380,6 +383,8 @@ class Experiment(Config):
 
     name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Names the run folder."""
+    corpus: ClassVar[type[OriginConfig]]
+    """What a test set of the task is read as."""
     task: str
     """translation, language_model, masked_lm or classification."""
     run: str | None = None
@@ -407,6 +412,7 @@ else:
 class TranslationExperiment(Experiment):
     """An encoder-decoder on sentence pairs."""
 
+    corpus: ClassVar[type[OriginConfig]] = CorpusConfig
     task: Literal["translation"] = "translation"
     data: DataConfig
     model: _TranslationModel = _TranslationModel()
@@ -417,6 +423,7 @@ class TranslationExperiment(Experiment):
 class LanguageModelExperiment(Experiment):
     """A decoder on documents: it writes text."""
 
+    corpus: ClassVar[type[OriginConfig]] = DocumentCorpusConfig
     task: Literal["language_model"]
     data: DocumentDataConfig
     model: _LanguageModel = _LanguageModel()
@@ -427,6 +434,7 @@ class LanguageModelExperiment(Experiment):
 class MaskedExperiment(Experiment):
     """An encoder on documents: it says what stands under a mask."""
 
+    corpus: ClassVar[type[OriginConfig]] = DocumentCorpusConfig
     task: Literal["masked_lm"]
     data: DocumentDataConfig
     model: _MaskedModel = _MaskedModel()
@@ -437,6 +445,7 @@ class MaskedExperiment(Experiment):
 class ClassificationExperiment(Experiment):
     """An encoder on labelled texts."""
 
+    corpus: ClassVar[type[OriginConfig]] = LabelledCorpusConfig
     task: Literal["classification"]
     data: LabelledDataConfig
     model: _Classifier = _Classifier()

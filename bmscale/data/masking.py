@@ -14,6 +14,9 @@ from bmscale.data.tokenizer import EOS, Tokenizer
 
 Tokens = NDArray[np.int64]
 
+_GAPS = ("<0x09>", "<0x0A>", "<0x0D>")
+"""White space that a tokenizer of documents spells in bytes."""
+
 
 class MaskingConfig(Config):
     """How tokens are hidden."""
@@ -33,15 +36,17 @@ class Masking:
         pieces = tokenizer.pieces(range(size))
         self._first_ordinary = max(mask_id, EOS) + 1  # special pieces come first
         self._size = size
-        self._begins_word = np.array([not piece or piece[0] == "▁" or piece[0].isspace() for piece in pieces])
+        self._is_gap = np.array([piece in _GAPS for piece in pieces])
+        self._begins_word = self._is_gap | np.array([piece.startswith("\u2581") for piece in pieces])
 
     def hide(self, tokens: Tokens, key: tuple[int, ...]) -> tuple[Tokens, Tokens]:
         """(what the model is shown, what it must say: IGNORED where nothing), both of the shape of `tokens` (L,)."""
         generator = np.random.default_rng(key)
         ordinary = tokens >= self._first_ordinary
         if self._config.whole_words:
-            # A word begins at its mark, behind a special piece, and where the row begins.
-            begins = self._begins_word[tokens] | ~ordinary | np.concatenate([[True], ~ordinary[:-1]])
+            # A word begins at its mark, behind the end of a line or a special piece, and where the row begins.
+            ends = ~ordinary | self._is_gap[tokens]
+            begins = self._begins_word[tokens] | ends | np.concatenate([[True], ends[:-1]])
             word = np.cumsum(begins) - 1
             chosen = (generator.random(word[-1] + 1) < self._config.rate)[word] & ordinary
         else:
