@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, create_model, model_validator
 
@@ -336,7 +336,7 @@ class ModelConfig(Config):
     """The shape of the model: a preset of options, a named size, and any option of model/config.py over both."""
 
     task: ClassVar[Task]
-    preset: str
+    preset: str = ""
     size: str = "small"
 
     @model_validator(mode="after")
@@ -346,9 +346,7 @@ class ModelConfig(Config):
                 raise ValueError(f"{key} must be one of {', '.join(known)}; got '{given}'")
         return self
 
-    def build(
-        self, vocabulary_size: int, begun: TransformerConfig | None = None, **of_data: Any
-    ) -> TransformerConfig:
+    def build(self, vocabulary_size: int, begun: TransformerConfig | None = None, **of_data: Any) -> TransformerConfig:
         """The model's own configuration. `of_data` are options that the data decides, such as labels; `begun` is that
         of the model which the run begins from, whose shape stands for preset and size.
 
@@ -404,7 +402,10 @@ class Experiment(Config):
 
 
 if TYPE_CHECKING:
-    _TranslationModel = _LanguageModel = _MaskedModel = _Classifier = ModelConfig
+    _TranslationModel: TypeAlias = ModelConfig
+    _LanguageModel: TypeAlias = ModelConfig
+    _MaskedModel: TypeAlias = ModelConfig
+    _Classifier: TypeAlias = ModelConfig
 else:
     _TranslationModel, _LanguageModel, _MaskedModel, _Classifier = map(_model_section, TASKS)
 

@@ -35,8 +35,8 @@ class Batch:
     @property
     def tokens(self) -> int:
         """Tokens that the model reads, without padding; none of a batch with nothing to predict."""
-        read = vars(self).get("segment_ids", vars(self).get("attention_mask"))
-        return int((read > 0).sum()) if self.target_tokens else 0  # type: ignore[operator]
+        read: torch.Tensor = vars(self)["segment_ids" if "segment_ids" in vars(self) else "attention_mask"]
+        return int((read > 0).sum()) if self.target_tokens else 0
 
     def empty(self) -> Self:
         """The same shape with nothing to predict: what a rank without data runs, so that collectives still meet."""

@@ -88,7 +88,11 @@ class RowPlan(Plan):
 
     def _lay_out(self, epoch: int) -> _Stream:
         documents: int | Ids = len(self.lengths) if self.mixture is None else self.mixture.draw(self.seed, epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(documents) if self._shuffled else np.arange(len(self.lengths))
+        order = (
+            np.random.default_rng([self.seed, epoch]).permutation(documents)
+            if self._shuffled
+            else np.arange(len(self.lengths))
+        )
         return _Stream(order, np.concatenate([[0], np.cumsum(self.lengths[order], dtype=np.int64)]))
 
     def rows_in_epoch(self, epoch: int) -> int:
@@ -131,7 +135,9 @@ class RowPlan(Plan):
         stream = self._stream(epoch)
         begin, end = self._span(stream, rows.start)[0], self._span(stream, rows.stop - 1)[1]
         inside = slice(*np.searchsorted(stream.starts, [begin, begin if joined else end]))
-        cuts = np.unique(np.concatenate([stream.starts[inside], np.array([*range(begin, end, self.sequence_length), end])]))
+        cuts = np.unique(
+            np.concatenate([stream.starts[inside], np.array([*range(begin, end, self.sequence_length), end])])
+        )
         return np.diff(cuts)
 
     def predicted_tokens(self, step: int) -> int:

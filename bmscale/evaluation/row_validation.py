@@ -33,7 +33,9 @@ class RowValidator:
         engine = self._engine
         wide = torch.float32 if engine.device.type == "mps" else torch.float64  # Apple's GPUs have no fp64
         sums = torch.zeros(3, dtype=wide, device=engine.device)
-        batches = [list(range(self._rows))[at : at + self._rows_per_batch] for at in range(0, self._rows, self._rows_per_batch)]
+        batches = [
+            list(range(self._rows))[at : at + self._rows_per_batch] for at in range(0, self._rows, self._rows_per_batch)
+        ]
         batches += [[]] * (-len(batches) % engine.world_size)
         with engine.evaluation() as model:
             for rows in batches[engine.rank :: engine.world_size]:

@@ -202,7 +202,12 @@ class LabelScorer:
             log.info("%s: %s", name, line)
         self._run.translations.mkdir(exist_ok=True)
         rows = (
-            {"text": text, "label": label, "predicted": prediction.labels[0], "probability": round(prediction.probabilities[0], 4)}
+            {
+                "text": text,
+                "label": label,
+                "predicted": prediction.labels[0],
+                "probability": round(prediction.probabilities[0], 4),
+            }
             for (text, label), prediction in zip(items, found, strict=True)
         )
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -65,9 +65,7 @@ class LabelData(TrainingData):
     def describe(self) -> str:
         return f"{len(self.train):,} texts of {len(self.labels)} labels"
 
-    def read_step(
-        self, plan: StepPlan, step: int, config: TransformerConfig, rank: int, world_size: int
-    ) -> StepData:
+    def read_step(self, plan: StepPlan, step: int, config: TransformerConfig, rank: int, world_size: int) -> StepData:
         texts = plan.pairs(step)
         lengths = self.train.source_lengths
         rounds = split_step(

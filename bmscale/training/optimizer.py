@@ -11,9 +11,7 @@ from bmscale.errors import BadInput
 from bmscale.experiment import OptimizerConfig
 
 
-def parameter_groups(
-    model: nn.Module, config: OptimizerConfig, frozen: Sequence[str] = ()
-) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: OptimizerConfig, frozen: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Matrices with weight decay; norms, biases and embeddings without.
 
     Decay on a norm or a bias pulls a scale towards 0 that no matrix product depends on, and on embeddings it shrinks
@@ -62,9 +60,7 @@ def _beginnings(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(".".join(part[:length]) for part in parts for length in range(1, len(part) + 1)))
 
 
-def make_optimizer(
-    model: nn.Module, config: OptimizerConfig, frozen: Sequence[str] = ()
-) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: OptimizerConfig, frozen: Sequence[str] = ()) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019), fused: one pass over the parameters, on CPU as well."""
     betas = (config.betas[0], config.betas[1])
     return torch.optim.AdamW(parameter_groups(model, config, frozen), betas=betas, eps=config.epsilon, fused=True)

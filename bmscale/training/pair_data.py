@@ -81,9 +81,7 @@ class PairData(TrainingData):
     def describe(self) -> str:
         return f"{len(self.train):,} pairs, {int(self.train.target_lengths.sum()):,} target tokens an epoch"
 
-    def read_step(
-        self, plan: StepPlan, step: int, config: TransformerConfig, rank: int, world_size: int
-    ) -> StepData:
+    def read_step(self, plan: StepPlan, step: int, config: TransformerConfig, rank: int, world_size: int) -> StepData:
         training, data, shards = self.experiment.training, self.experiment.data, self.train
         pairs = plan.pairs(step)
         rounds = split_step(

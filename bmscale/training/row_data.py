@@ -32,7 +32,12 @@ class RowData(TrainingData):
         self.train, self.valid = (DocumentShards.open(self.folder / split) for split in ("train", "valid"))
         length = self.experiment.training.sequence_length
         self._valid_rows = RowPlan(
-            self.valid.lengths, sequence_length=length, seed=0, tokens_per_step=length, causal=self.causal, shuffled=False
+            self.valid.lengths,
+            sequence_length=length,
+            seed=0,
+            tokens_per_step=length,
+            causal=self.causal,
+            shuffled=False,
         )
 
     def provenance(self) -> dict[str, Any]:
@@ -75,9 +80,7 @@ class RowData(TrainingData):
     def describe(self) -> str:
         return f"{len(self.train):,} documents, {int(self.train.lengths.sum(dtype=np.int64)):,} tokens an epoch"
 
-    def read_step(
-        self, plan: RowPlan, step: int, config: TransformerConfig, rank: int, world_size: int
-    ) -> StepData:
+    def read_step(self, plan: RowPlan, step: int, config: TransformerConfig, rank: int, world_size: int) -> StepData:
         training = self.experiment.training
         epoch, rows = plan.rows(step)
         rows_per_batch = training.max_micro_batch_tokens // training.sequence_length

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from bmscale.data.batch import Batch
-from bmscale.data.manifest import load_manifest
+from bmscale.data.manifest import Kind, load_manifest
 from bmscale.data.steps import Mixture, Plan
 from bmscale.data.tokenizer import Tokenizer
 from bmscale.engine import process_group
@@ -46,7 +46,7 @@ class Validator(Protocol):
 class TrainingData(ABC):
     """The prepared folder of an experiment, opened: one class for each kind of data."""
 
-    kind: str
+    kind: Kind
     """As the manifest names it."""
     counted_together = False
     """Whether only the ranks together know the target tokens of a step."""
@@ -89,9 +89,7 @@ class TrainingData(ABC):
         """How much there is, for the log."""
 
     @abstractmethod
-    def read_step(
-        self, plan: Any, step: int, config: TransformerConfig, rank: int, world_size: int
-    ) -> StepData:
+    def read_step(self, plan: Any, step: int, config: TransformerConfig, rank: int, world_size: int) -> StepData:
         """This rank's batches of global step `step`."""
 
     @abstractmethod
@@ -104,7 +102,7 @@ class TrainingData(ABC):
 
 
 def make_mixture(config: SamplingConfig, names: Sequence[str], sizes: Sequence[int]) -> Mixture:
-    """The shares of sources by their names and sizes. Raises BadInput where the weights are not those of the sources."""
+    """The shares of sources by names and sizes. Raises BadInput where the weights are not those of the sources."""
     if config.weights is None:
         return Mixture.by_temperature(sizes, config.temperature or 1.0)
     if sorted(names) != sorted(config.weights):

@@ -155,9 +155,7 @@ def build_model(engine: Engine, experiment: Experiment, config: TransformerConfi
         kept = inherited.value(name)
         return initial_value(name, shape, training.seed, config) if kept is None else kept
 
-    engine.build(
-        make_model, first_value, partial(make_optimizer, config=training.optimizer, frozen=training.freeze)
-    )
+    engine.build(make_model, first_value, partial(make_optimizer, config=training.optimizer, frozen=training.freeze))
 
 
 def _shape(config: TransformerConfig) -> dict[str, Any]:
