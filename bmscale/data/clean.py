@@ -9,7 +9,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -344,7 +344,7 @@ class Dropped:
 
     def add(self, rule: str, source: str, target: str) -> None:
         self.counts[rule] += 1
-        key = _hash(f"{source}\t{target}".encode())
+        key = _hash(f"{source}\t{target}".encode("utf-8", "surrogatepass"))
         self._keep(rule, [(key, source[:SAMPLE_CHARACTERS], target[:SAMPLE_CHARACTERS])])
 
     def merge(self, other: "Dropped") -> None:
@@ -357,11 +357,11 @@ class Dropped:
         if len(held) < SAMPLES or samples[0][0] < held[-1][0]:
             held[:] = sorted({*held, *samples})[:SAMPLES]
 
-    def report(self) -> dict[str, dict[str, Any]]:
+    def report(self, rules: Sequence[str] = RULES, items: str = "pairs") -> dict[str, dict[str, Any]]:
         """`{rule: {"pairs": count, "samples": [[source, target], …]}}` for every rule, in their order."""
         return {
-            rule: {"pairs": self.counts[rule], "samples": [[s, t] for _, s, t in self.samples.get(rule, [])]}
-            for rule in RULES
+            rule: {items: self.counts[rule], "samples": [[s, t] for _, s, t in self.samples.get(rule, [])]}
+            for rule in rules
         }
 
 

@@ -6,63 +6,45 @@ results are taken in the order of the input, so the output depends neither on th
 """
 
 import contextlib
-import hashlib
 import itertools
 import json
 import logging
-import os
-import platform
-import shutil
-import socket
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
-import sentencepiece
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
-import bmscale
 from bmscale.config import Config
 from bmscale.data.clean import Cleaner, CleaningConfig, Dropped, SeenHashes, normalise
-from bmscale.data.corpus import (
-    CorpusConfig,
-    LanguageCode,
-    Languages,
-    LocalPath,
-    describe,
-    hub_identity,
-    input_files,
-    read_pairs,
-)
+from bmscale.data.corpus import CorpusConfig, LanguageCode, Languages, LocalPath, input_files, read_pairs
 from bmscale.data.manifest import (
-    FORMAT,
+    ITEMS,
     MANIFEST,
     VALID_TEXTS,
     data_hash,
     described,
-    differences,
     format_report,
-    load_manifest,
     write_bytes,
     write_json,
 )
+from bmscale.data.prepared_folder import finished, followed, hash_inputs, manifest_head, publish, temporary_sibling
 from bmscale.data.shards import PairShards, ShardWriter
+from bmscale.data.spool import chunks, loaded_tokenizer, sample
+from bmscale.data.text_data import DocumentDataConfig, LabelledDataConfig, build_texts, count_texts, texts_head
 from bmscale.data.tokenizer import UNK, Tokenizer, TokenizerConfig, language_tag, train_tokenizer
 from bmscale.data.workers import Progress, Workers, in_own_process
-from bmscale.errors import BadInput, BmscaleError
+from bmscale.errors import BadInput
 
 log = logging.getLogger("bmscale")
 
 CHUNK_PAIRS = 4096
 INLINE_TRAINING_PAIRS = 20_000
-SAMPLE_BYTES = 80_000_000  # of text to train the tokenizer on: 1.6 GiB in the trainer, whatever the sentences' length
-
-In = TypeVar("In")
 
 
 class DataConfig(Config):
@@ -129,7 +111,11 @@ class DataConfig(Config):
 
 
 def prepare(
-    config: DataConfig, *, dry_run: bool = False, workers: int | None = None, force: bool = False
+    config: DataConfig | DocumentDataConfig | LabelledDataConfig,
+    *,
+    dry_run: bool = False,
+    workers: int | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Make `config.directory` and return its manifest; do nothing where it is already there.
 
@@ -143,24 +129,38 @@ def prepare(
     started = time.monotonic()
     if workers is not None and workers < 1:
         raise BadInput(f"workers: must be at least 1, got {workers}")
-    directory = _followed(Path(config.directory))
-    inputs = _hash_inputs(config)
-    if not dry_run and (finished := _finished(directory, config, inputs, force)):
+    directory = followed(Path(config.directory))
+    head = _head(config) if isinstance(config, DataConfig) else texts_head(config)
+    if not dry_run and (done := finished(directory, head, force)):
         log.info("%s is up to date: same inputs, same configuration; nothing to do", directory)
-        return finished
+        return done
     with Workers(workers) as pool:
-        manifest = _head(config, inputs)
         if dry_run:
-            manifest |= _clean_only(config, pool)
-            return manifest | {"seconds": round(time.monotonic() - started, 1)}
-        with _temporary_sibling(directory) as folder:
-            manifest |= _build(config, folder, pool)
-            manifest["seconds"] = round(time.monotonic() - started, 1)
+            counted = _clean_only(config, pool) if isinstance(config, DataConfig) else count_texts(config)
+            return head | counted | {"seconds": round(time.monotonic() - started, 1)}
+        with temporary_sibling(directory) as folder:
+            build = partial(_build, config) if isinstance(config, DataConfig) else partial(build_texts, config)
+            manifest = head | build(folder, pool) | {"seconds": round(time.monotonic() - started, 1)}
             write_json(folder / MANIFEST, manifest)
-            manifest = _publish(folder, directory, config, inputs, force) or manifest
-    train = manifest["splits"]["train"]
-    log.info("prepared %s: %d of %d training pairs", directory, train["pairs_kept"], train["pairs_read"])
+            manifest = publish(folder, directory, head, force) or manifest
+    train, items = manifest["splits"]["train"], ITEMS[manifest["kind"]]
+    kept, read = train[f"{items}_kept"], train[f"{items}_read"]
+    log.info("prepared %s: %d of %d training %s", directory, kept, read, items)
     return manifest
+
+
+def _head(config: DataConfig) -> dict[str, Any]:
+    languages = config.source_language, config.target_language
+    if config.tokenizer.path is not None:
+        _ready_tokenizer(config)  # a wrong one is reported now, not after the cleaning
+    inputs = hash_inputs(
+        {"train": config.train, "valid": config.valid},
+        lambda corpus: input_files(corpus, *languages),
+        lambda corpus: read_pairs(corpus, *languages),
+        config.tokenizer.path,
+    )
+    sides = {"source_language": config.source_language, "target_language": config.target_language}
+    return sides | manifest_head("pairs", config, inputs)
 
 
 # --- the passes -------------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def _clean_train(config: DataConfig, pool: Workers, spool: Path | None) -> tuple
         for corpus in config.train:
             cleaner, tag = Cleaner(config.cleaning, *config.languages(corpus)), config.tag(corpus).encode()
             part = _Cleaned()
-            for cleaned in pool.map(cleaner.clean, _chunks(_pairs(config, corpus))):
+            for cleaned in pool.map(cleaner.clean, chunks(_pairs(config, corpus), CHUNK_PAIRS)):
                 lines = cleaned.lines
                 count = len(lines) + cleaned.dropped.counts.total()
                 dropped.merge(cleaned.dropped)
@@ -267,12 +267,6 @@ def _clean_train(config: DataConfig, pool: Workers, spool: Path | None) -> tuple
 
 def _pairs(config: DataConfig, corpus: CorpusConfig) -> Iterator[tuple[str, str]]:
     return read_pairs(corpus, config.source_language, config.target_language)
-
-
-def _chunks(items: Iterable[In]) -> Iterator[list[In]]:
-    iterator = iter(items)
-    while chunk := list(itertools.islice(iterator, CHUNK_PAIRS)):
-        yield chunk
 
 
 def _tokenizer(config: DataConfig, spool: Path, pairs: int) -> Tokenizer:
@@ -301,14 +295,8 @@ def _train_on_spool(config: DataConfig, spool: Path, pairs: int) -> bytes:
 
 def _sample(spool: Path, pairs: int, config: TokenizerConfig) -> Iterator[str]:
     """Both sides of a random draw of the pairs, in their order, within `sample_sentences` and SAMPLE_BYTES."""
-    wanted = max(1, min(config.sample_sentences // 2, SAMPLE_BYTES * pairs // spool.stat().st_size))
-    chosen = np.ones(pairs, dtype=bool)
-    if pairs > wanted:
-        chosen = np.zeros(pairs, dtype=bool)
-        chosen[np.random.default_rng(config.seed).choice(pairs, wanted, replace=False, shuffle=False)] = True
-    with spool.open("rb") as lines:
-        for line in itertools.compress(lines, chosen):
-            yield from line.decode().removesuffix("\n").split("\t")
+    for line in sample(spool, pairs, config.sample_sentences // 2, config.seed):
+        yield from line.decode().removesuffix("\n").split("\t")
 
 
 @dataclass
@@ -357,18 +345,9 @@ class EncodedChunk:
     """The lines of the pairs that were kept."""
 
 
-@lru_cache(maxsize=1)
-def _loaded(model: Path, sha256: str) -> Tokenizer:
-    """Each worker loads the model once; the hash is in the key because a path may come to hold another model."""
-    tokenizer = Tokenizer.load(model)
-    if tokenizer.sha256 != sha256:
-        raise BmscaleError(f"{model}: changed while it was in use")
-    return tokenizer
-
-
 def encode_chunk(model: Path, sha256: str, limits: tuple[int, int] | None, lines: list[bytes]) -> EncodedChunk:
     """Tokenise lines `source TAB target`; pairs longer than the (source, target) limits in tokens are dropped."""
-    tokenizer = _loaded(model, sha256)
+    tokenizer = loaded_tokenizer(model, sha256)
     texts = [line.rstrip(b"\n").decode().split("\t") for line in lines]
     encoded = [tokenizer.encode_batch([pair[side] for pair in texts]) for side in (0, 1)]
     counts = SplitCounts()
@@ -421,7 +400,7 @@ def _encode_split(
     ):
         for part in parts:
             before = counts.pairs
-            for chunk in pool.map(work, _chunks(part.lines)):
+            for chunk in pool.map(work, chunks(part.lines, CHUNK_PAIRS)):
                 texts = chunk.texts if keep_text else None
                 writer.add_batch(chunk.tokens, chunk.source_lengths, chunk.target_lengths, texts)
                 counts.add(chunk.counts)
@@ -438,168 +417,3 @@ def _encode_split(
             )
     entry = {"pairs_read": sum(part.read for part in parts), **counts.report(), "sources": sources}
     return entry, counts
-
-
-# --- the output folder ------------------------------------------------------------------------------------------------
-
-
-def _head(config: DataConfig, inputs: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "source_language": config.source_language,
-        "target_language": config.target_language,
-        "config": config.model_dump(mode="json"),
-        "inputs": inputs,
-        "versions": {
-            "bmscale": bmscale.__version__,
-            "python": platform.python_version(),
-            "sentencepiece": sentencepiece.__version__,
-            "numpy": np.__version__,
-        },
-    }
-
-
-def _hash_inputs(config: DataConfig) -> dict[str, list[dict[str, Any]]]:
-    """Size and SHA-256 of every file that is read, by part: train, valid, tokenizer."""
-    languages = config.source_language, config.target_language
-    inputs: dict[str, list[dict[str, Any]]] = {"train": [], "valid": []}
-    for split, corpora in (("train", config.train), ("valid", config.valid)):
-        for corpus in corpora:
-            if corpus.toy is not None:
-                inputs[split].append(_hash_pairs(describe(corpus), read_pairs(corpus, *languages)))
-            if corpus.dataset is not None and not Path(corpus.dataset).is_dir():
-                entry = {"path": f"hub:{corpus.dataset}", "bytes": 0, "sha256": hub_identity(corpus)}
-                inputs[split].append(entry)
-            inputs[split] += [_hash_file(file) for file in input_files(corpus, *languages)]
-    if config.tokenizer.path is not None:
-        _ready_tokenizer(config)  # a wrong one is reported now, not after the cleaning
-        inputs["tokenizer"] = [_hash_file(Path(config.tokenizer.path))]
-    return inputs
-
-
-def _hash_file(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            return {
-                "path": str(path),
-                "bytes": os.fstat(file.fileno()).st_size,
-                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-            }
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _hash_pairs(name: str, pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """The toy corpus has no file, but its text may differ between versions of this package."""
-    digest, size = hashlib.sha256(), 0
-    for pair in pairs:
-        line = "\t".join(pair).encode() + b"\n"
-        digest.update(line)
-        size += len(line)
-    return {"path": name, "bytes": size, "sha256": digest.hexdigest()}
-
-
-def _followed(directory: Path) -> Path:
-    """The folder itself where a link leads to it: it is what is replaced, and the link stays."""
-    try:
-        return directory.resolve()
-    except (OSError, RuntimeError):  # RuntimeError: a link that leads to itself, before Python 3.13
-        raise BadInput(f"{directory}: data.directory cannot be followed: its links lead nowhere") from None
-
-
-def _finished(directory: Path, config: DataConfig, inputs: dict[str, Any], force: bool) -> dict[str, Any] | None:
-    """The manifest of the folder if it is what this run would make; None if the folder may be written.
-
-    Raises BadInput if it holds other things, or was made from something else and `force` is not given.
-    """
-    try:
-        names = [path.name for path in directory.iterdir()]
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:
-        raise BadInput(f"{directory}: data.directory must be a folder, a file is there") from None
-    except OSError as error:
-        raise BadInput(f"{directory}: data.directory cannot be read: {error.strerror}") from None
-    if not names:
-        return None
-    if MANIFEST not in names:
-        raise BadInput(
-            f"{directory}: holds files but no {MANIFEST}, so it is not prepared data and is left alone; "
-            "choose another data.directory or empty this one"
-        )
-    try:
-        manifest = load_manifest(directory)
-    except BadInput:
-        if force:
-            return None
-        raise
-    changes = differences(manifest, _head(config, inputs))
-    if not changes:
-        return manifest
-    if force:
-        return None
-    raise BadInput(
-        f"{directory}: already holds data prepared otherwise:\n  "
-        + "\n  ".join(changes)
-        + "\nchoose another data.directory, or replace it with `bmscale prepare CONFIG --force`"
-    )
-
-
-@contextlib.contextmanager
-def _temporary_sibling(directory: Path) -> Iterator[Path]:
-    """A folder beside `directory`, on the same disk so that it can be renamed; gone at the end whatever happens."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{directory.name}.preparing-{socket.gethostname()}-"
-    for stale in directory.parent.glob(f"{prefix}*"):
-        if not _alive(stale.name.removeprefix(prefix)):
-            log.info("removing %s, left by a run that died", stale)
-            shutil.rmtree(stale, ignore_errors=True)
-    folder = directory.parent / f"{prefix}{os.getpid()}"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: str) -> bool:
-    if not pid.isdigit() or int(pid) == os.getpid():
-        return not pid.isdigit()
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _publish(
-    folder: Path, directory: Path, config: DataConfig, inputs: dict[str, Any], force: bool
-) -> dict[str, Any] | None:
-    """Rename the finished folder into place. Returns the manifest of another run that was first with the same data."""
-    finished = _finished(directory, config, inputs, force)
-    if finished:
-        return finished
-    for inner in (folder / "train", folder / "valid", folder):
-        _sync_folder(inner)
-    replaced = folder.with_name(folder.name + "-replaced")
-    if directory.exists():
-        directory.rename(replaced)
-    try:
-        folder.rename(directory)
-    except OSError:
-        if replaced.exists():
-            replaced.rename(directory)
-        raise
-    _sync_folder(directory.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-    return None
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -147,20 +147,20 @@ def _send_result(sender: Any, work: Callable[..., bytes], arguments: tuple[Any, 
 class Progress:
     """A bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, name: str, total: int | None = None) -> None:
-        self._name, self._total, self._done = name, total, 0
-        self._bar = tqdm(total=total, desc=name, unit=" pairs", unit_scale=True) if sys.stderr.isatty() else None
+    def __init__(self, name: str, total: int | None = None, items: str = "pairs") -> None:
+        self._name, self._total, self._items, self._done = name, total, items, 0
+        self._bar = tqdm(total=total, desc=name, unit=f" {items}", unit_scale=True) if sys.stderr.isatty() else None
         self._started = self._said = time.monotonic()
 
-    def advance(self, pairs: int) -> None:
-        self._done += pairs
+    def advance(self, count: int) -> None:
+        self._done += count
         if self._bar is not None:
-            self._bar.update(pairs)
+            self._bar.update(count)
         elif time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
             of = f" of {self._total:,}" if self._total else ""
             rate = self._done / (self._said - self._started)
-            log.info("%s: %s%s pairs, %s pairs/s", self._name, f"{self._done:,}", of, f"{rate:,.0f}")
+            log.info("%s: %s%s %s, %s/s", self._name, f"{self._done:,}", of, self._items, f"{rate:,.0f}")
 
     def __enter__(self) -> "Progress":
         return self

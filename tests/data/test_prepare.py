@@ -203,7 +203,7 @@ def test_a_failed_run_leaves_nothing_and_a_dead_one_is_cleared(settings, tmp_pat
         ("manifest.json", lambda data: data.replace(b'"format": 3', b'"format": 9'), "format must be 3, got 9"),
         ("manifest.json", lambda data: b"[" * 100_000, r"manifest\.json: damaged"),
         ("manifest.json", lambda data: b"[]", r"manifest\.json: format must be 3, got None"),
-        ("manifest.json", lambda data: b'{"format": 3}', r"manifest\.json: damaged \(source_language: "),
+        ("manifest.json", lambda data: b'{"format": 3}', r"manifest\.json: damaged \(config: "),
         ("manifest.json", lambda data: data.replace(b'"inputs"', b'"input"'), r"damaged \(inputs: Field required"),
         ("manifest.json", lambda data: data.replace(b'"valid_texts"', b'"texts"'), r"damaged \(valid_texts: Field req"),
         ("manifest.json", lambda data: data.replace(b'"data_hash": "', b'"data_hash": "0'), "their hashes differ"),
@@ -321,7 +321,7 @@ def test_the_tokenizer_trains_on_a_bounded_sample(tmp_path):
 def test_the_sample_is_bounded_in_bytes_too(tmp_path, monkeypatch):
     spool = tmp_path / "spool.tsv"
     write_tsv(spool, make_pairs(1000))
-    monkeypatch.setattr(module, "SAMPLE_BYTES", spool.stat().st_size // 10)
+    monkeypatch.setattr("bmscale.data.spool.SAMPLE_BYTES", spool.stat().st_size // 10)
     config = DataConfig.model_fields["tokenizer"].default
     assert len(list(module._sample(spool, 1000, config))) == pytest.approx(200, abs=4)
 
