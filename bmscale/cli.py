@@ -488,16 +488,16 @@ def _generate(options: argparse.Namespace) -> None:
     first = [] if at_terminal else list(islice(prompts, 2))
     prompts = chain(first, prompts)
     if options.json or len(first) > 1:
-        for prompt, texts in generator.stream_lines(prompts, sampling, samples=options.samples):
+        chunk = 1 if at_terminal else 64
+        for prompt, texts in generator.stream_lines(prompts, sampling, samples=options.samples, chunk_prompts=chunk):
             for found in texts:
                 _write(json.dumps({"prompt": prompt, "text": found.text}, ensure_ascii=False) + "\n")
         return
     for prompt in prompts:
         for sample in range(options.samples):
             _write("---\n" if sample else "")
-            begun = iter([prompt])  # shown with the first part: a prompt that is refused is not shown
-            generator.stream(prompt, sampling, out=lambda part: _write("".join([*begun, part])), sample=sample)
-            _write("".join([*begun, "\n"]))
+            generator.stream(prompt, sampling, out=_write, sample=sample)
+            _write("\n")
 
 
 def _add_predict(commands: Commands) -> None:
@@ -526,7 +526,7 @@ def _predict(options: argparse.Namespace) -> None:
             _write("\t".join(f"{label}\t{probability:.6f}" for label, probability in ranked) + "\n")
     if cut:
         longest = classifier.model.config.max_position_embeddings
-        log.warning("%d texts were cut: the model reads %d tokens of a text, <s> and </s> counted", cut, longest)
+        log.warning("texts that were cut: %d; the model reads %d tokens of a text, <s> and </s> counted", cut, longest)
 
 
 def _stdin_lines() -> Iterator[str]:

@@ -90,11 +90,12 @@ class Generator:
     def stream(
         self, prompt: str, options: SamplingOptions | None = None, *, out: Callable[[str], None], sample: int = 0
     ) -> Generation:
-        """One continuation, given to `out` part by part as soon as the characters of a part are whole.
+        """One continuation; the prompt and then the text go to `out` part by part, as soon as characters are whole.
 
-        Joined, the parts are the text, which is that of this sample of `generate`. Raises BadInput as `generate` does.
+        The text is that of this sample of `generate`. Raises BadInput as `generate` does, before anything is given out.
         """
         ids = self._prompt_ids(prompt)
+        out(prompt)
         parts = _Parts(lambda written: self._text(ids, written), out)
         (result,) = self._write([(ids, sample)], options or SamplingOptions(), parts)
         parts.finish(result.text)
