@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -83,6 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_average(commands)
     _add_translate(commands)
+    _add_generate(commands)
+    _add_predict(commands)
     return parser
 
 
@@ -439,3 +441,97 @@ def _translate(options: argparse.Namespace) -> None:
     for line in output:
         sys.stdout.buffer.write(line.encode("utf-8", errors="replace") + b"\n")
         sys.stdout.buffer.flush()
+
+
+def _add_generate(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "generate",
+        "write on from prompts with a language model: standard input, one prompt a line, or --prompt. "
+        "One prompt's text is shown as it is written, those of several as a JSON object a line",
+        _generate,
+    )
+    parser.add_argument("model", metavar="MODEL", help="a model folder, such as runs/toy/model/best")
+    parser.add_argument("--prompt", metavar="TEXT", help="the one prompt; may be empty")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens of a text (default: 100)")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 takes the most probable token (default: 1)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K most probable tokens (default: all)")
+    parser.add_argument(
+        "--top-p", type=float, metavar="P", help="draw from the most probable tokens of this share (default: 0.95)"
+    )
+    parser.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help="above 1 avoids what was said before (default: 1)"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="a prompt and a seed give one text, in any company (default: 0)"
+    )
+    parser.add_argument("--samples", type=int, default=1, metavar="N", help="texts a prompt (default: 1)")
+    parser.add_argument("--json", action="store_true", help='{"prompt": …, "text": …} a line, for one prompt too')
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from itertools import chain, islice
+
+    from bmscale.inference.generator import Generator, check_samples
+    from bmscale.inference.sampling import SamplingOptions
+
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    sampling = SamplingOptions(**given)
+    check_samples(options.samples, sampling)
+    generator = Generator.from_pretrained(options.model, device=options.device)
+    prompts = _stdin_lines() if options.prompt is None else iter([options.prompt])
+    at_terminal = options.prompt is None and sys.stdin.isatty()
+    first = [] if at_terminal else list(islice(prompts, 2))
+    prompts = chain(first, prompts)
+    if options.json or len(first) > 1:
+        chunk = 1 if at_terminal else 64
+        for prompt, texts in generator.stream_lines(prompts, sampling, samples=options.samples, chunk_prompts=chunk):
+            for found in texts:
+                _write(json.dumps({"prompt": prompt, "text": found.text}, ensure_ascii=False) + "\n")
+        return
+    for prompt in prompts:
+        for sample in range(options.samples):
+            _write("---\n" if sample else "")
+            generator.stream(prompt, sampling, out=_write, sample=sample)
+            _write("\n")
+
+
+def _add_predict(commands: Commands) -> None:
+    parser = _add(
+        commands, "predict", "label standard input, one text a line, as `label TAB probability` a line", _predict
+    )
+    parser.add_argument("model", metavar="MODEL", help="the model folder of a classifier")
+    parser.add_argument("--top", type=int, default=1, metavar="N", help="the N most probable labels, all in one line")
+    parser.add_argument("--json", action="store_true", help='{"text": …, "labels": [{"label": …, "probability": …}]}')
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from bmscale.inference.classifier import Classifier
+
+    classifier = Classifier.from_pretrained(options.model, device=options.device)
+    cut = 0
+    chunk = 1 if sys.stdin.isatty() else 512
+    for text, found in classifier.predict_stream(_stdin_lines(), options.top, chunk_texts=chunk):
+        cut += found.was_cut
+        ranked = [(label, round(p, 6)) for label, p in zip(found.labels, found.probabilities, strict=True)]
+        if options.json:
+            labels = [{"label": label, "probability": probability} for label, probability in ranked]
+            _write(json.dumps({"text": text, "labels": labels}, ensure_ascii=False) + "\n")
+        else:
+            _write("\t".join(f"{label}\t{probability:.6f}" for label, probability in ranked) + "\n")
+    if cut:
+        longest = classifier.model.config.max_position_embeddings
+        log.warning("texts that were cut: %d; the model reads %d tokens of a text, <s> and </s> counted", cut, longest)
+
+
+def _stdin_lines() -> Iterator[str]:
+    """Lines of standard input; bytes that are not UTF-8 must not end a long pipe, they become U+FFFD."""
+    return (line.decode("utf-8", errors="replace").rstrip("\r\n") for line in sys.stdin.buffer)
+
+
+def _write(text: str) -> None:
+    sys.stdout.buffer.write(text.encode("utf-8", errors="replace"))
+    sys.stdout.buffer.flush()

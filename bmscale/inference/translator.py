@@ -310,7 +310,7 @@ class Translator:
 
         Raises BadInput for a folder that is damaged or a device that is not there.
         """
-        place = _device(device)
+        place = find_device(device)
         if not isinstance(folder, ModelFolder):
             folder = open_model_folder(folder)
         tokenizer = Tokenizer.load(folder.tokenizer)
@@ -573,7 +573,7 @@ def in_chunks(
         yield chunk
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def find_device(device: str | torch.device | None) -> torch.device:
     """The device asked for, else a GPU where there is one."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
