@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="bmscale",
-        description="Train a Transformer translator from a laptop to a cluster with the same commands.",
+        description="Train a Transformer from a laptop to a cluster with the same commands.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -109,7 +109,7 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_prepare(commands: Commands) -> None:
-    parser = _add(commands, "prepare", "clean parallel text, train a tokenizer, write token shards", _prepare)
+    parser = _add(commands, "prepare", "clean text, train a tokenizer, write token shards", _prepare)
     _add_experiment(parser)
     parser.add_argument("--dry-run", action="store_true", help="read and clean only, report, write nothing")
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
@@ -168,7 +168,9 @@ def _train(options: argparse.Namespace) -> int:
         write_report_or_warn(run)
         if ended.kind == "done":
             print(f"evaluate:  bmscale evaluate {run.path} --test FILE", file=sys.stderr)
-            print(f"translate: echo 'A sentence.' | bmscale translate {run.best}", file=sys.stderr)
+            command = experiment.model.task.command
+            if command is not None:
+                print(f"{f'{command}:':<10} echo 'A sentence.' | bmscale {command} {run.best}", file=sys.stderr)
     return record.exit_code(ended.kind)
 
 
@@ -270,13 +272,18 @@ def _with_given(search: "SearchOptions", options: argparse.Namespace) -> "Search
 
 
 def _add_evaluate(commands: Commands) -> None:
-    parser = _add(commands, "evaluate", "score a run: loss, BLEU, chrF2++ and TER with intervals", _evaluate)
+    parser = _add(
+        commands,
+        "evaluate",
+        "score a run on test sets: BLEU, chrF2++, TER; bits per byte; accuracy; with intervals",
+        _evaluate,
+    )
     parser.add_argument("run", metavar="RUN", help="a run folder, such as runs/toy")
     parser.add_argument(
         "--test",
         action="append",
         metavar="FILE",
-        help="TSV, JSONL, or the prefix of parallel files; may be given more than once (default: evaluation.test)",
+        help="a test file of any kind that `prepare` reads; may be given more than once (default: evaluation.test)",
     )
     _add_which(parser)
     _add_search(parser)

@@ -254,7 +254,11 @@ def _charts(logged: list[Row], validations: list[Row], unit: str) -> list[Row]:
             "On the validation data (translations: greedy ones of a part of it), with 95 % intervals of a bootstrap.",
             "score",
             "zero",
-            [line(name, validations, key, f"{key}_plus_minus") for key, name in SCORES.items()],
+            [
+                line(name, validations, key, f"{key}_plus_minus")
+                for key, name in SCORES.items()
+                if any(key in row for row in validations)
+            ],
         ),
         ("Learning rate", "Of the last step of each log line.", "learning rate", "zero", [line("rate", logged, "lr")]),
         (

@@ -48,8 +48,8 @@ class Inheritance:
         """The shape of the experiment's model. Raises BadInput where the data has another tokenizer than the model."""
         if self.folder is not None and self.folder.provenance["tokenizer_sha256"] != tokenizer.sha256:
             raise BadInput(
-                f"init_from: {experiment.data.directory} must be prepared with the tokenizer of {self.folder.path}, and "
-                f"was with another. Set data.tokenizer.path: {self.folder.tokenizer} and prepare the data again"
+                f"init_from: {experiment.data.directory} must be prepared with the tokenizer of {self.folder.path}, "
+                f"and was with another. Set data.tokenizer.path: {self.folder.tokenizer} and prepare the data again"
             )
         return experiment.model.build(tokenizer.vocabulary_size, self.config, **of_data)
 

@@ -45,7 +45,7 @@ def test_what_is_hidden_depends_on_the_key_alone(tokenizer, row):
 
 
 def test_words_are_hidden_whole(tokenizer, row):
-    shown, labels = Masking(MaskingConfig(rate=0.3, whole_words=True), tokenizer, MASK).hide(row, (0,))
+    _, labels = Masking(MaskingConfig(rate=0.3, whole_words=True), tokenizer, MASK).hide(row, (0,))
     pieces = tokenizer.pieces(row)
     words: list[list[int]] = []
     open_word = False
