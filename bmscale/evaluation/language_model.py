@@ -159,15 +159,15 @@ def _batches_of_alike(windows: Iterable[_Window], max_batch_tokens: int) -> Iter
         pool.append(part)
         held += part.slots
         if held >= _POOLED_BATCHES * max_batch_tokens:
-            yield from _batches(sorted(pool, key=lambda part: -part.slots), max_batch_tokens)
+            yield from _batches(pool, max_batch_tokens)
             pool, held = [], 0
-    yield from _batches(sorted(pool, key=lambda part: -part.slots), max_batch_tokens)
+    yield from _batches(pool, max_batch_tokens)
 
 
-def _batches(longest_first: Sequence[_Window], max_batch_tokens: int) -> Iterator[list[_Window]]:
-    """Runs of windows; the first of each is its longest, and so its width."""
+def _batches(windows: Sequence[_Window], max_batch_tokens: int) -> Iterator[list[_Window]]:
+    """The windows, longest first, in runs; the first of each is its longest, and so its width."""
     batch: list[_Window] = []
-    for part in longest_first:
+    for part in sorted(windows, key=lambda part: -part.slots):
         if batch and (len(batch) + 1) * batch[0].slots > max_batch_tokens:
             yield batch
             batch = []

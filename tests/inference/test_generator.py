@@ -185,15 +185,22 @@ def test_a_character_of_several_bytes_comes_in_one_part(generator, monkeypatch):
     monkeypatch.undo()
 
 
-def test_the_positions_of_the_model_bound_prompt_and_text(generator):
-    longest = ["x" * 20, "nobody " * 3]
-    options = SamplingOptions(temperature=0, max_new_tokens=5000, repetition_penalty=1.0)
-    for (found,) in generator.generate([*longest, *PROMPTS], options):
-        assert found.tokens < POSITIONS
+def test_the_positions_of_the_model_bound_prompt_and_text(generator, monkeypatch):
+    """A model that never ends writes up to its last position, whatever is beside the prompt."""
+    forward = generator.model.lm_head.forward
+    monkeypatch.setattr(
+        generator.model.lm_head,
+        "forward",
+        lambda *given: forward(*given).index_fill(-1, torch.tensor([EOS]), -1e4),
+    )
+    options = SamplingOptions(temperature=0, max_new_tokens=5000)
+    for prompt, (found,) in zip(PROMPTS, generator.generate(PROMPTS, options), strict=True):
+        assert found.tokens == POSITIONS - len(document_ids(generator.tokenizer, prompt)) + 1
+        assert not found.ended
     fitting = next(
         n for n in range(POSITIONS, 0, -1) if len(document_ids(generator.tokenizer, "x" * n)) - 1 < POSITIONS
     )
-    assert generator.generate(["x" * fitting], options)[0][0].tokens <= 1
+    assert generator.generate(["x" * fitting], options)[0][0].tokens == 1
     too_long = len(document_ids(generator.tokenizer, "x" * (fitting + 1))) - 1
     message = rf"prompt 2: must have at most {POSITIONS - 1} tokens, .* got {too_long}"
     with pytest.raises(BadInput, match=message):
