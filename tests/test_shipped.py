@@ -77,7 +77,7 @@ def test_options_of_sbatch_stand_where_sbatch_reads_them(name):
     assert max(options) < first_command
 
 
-@pytest.mark.parametrize("name", ["my", "mixed"])
+@pytest.mark.parametrize("name", ["my", "mixed", "text", "labels"])
 def test_the_examples_of_the_readme_are_experiments(tmp_path, name):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     example = readme.split(f"```yaml\n# {name}.yaml\n")[1].split("```")[0]
