@@ -74,8 +74,9 @@ def weights(run: Path, which: str = "last") -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_each_task_learns_and_says_so(tasks, name):
-    run = tasks / "runs" / name
+def test_each_task_learns_and_says_so(tasks, name, monkeypatch):
+    monkeypatch.chdir(tasks)
+    run = Path("runs") / name
     steps = [line for line in metrics(run) if "loss" in line]
     assert steps[-1]["nll"] < steps[0]["nll"]
     validations = [line for line in metrics(run) if "valid_loss" in line]
