@@ -1,6 +1,7 @@
 """Language models, masked language models and classifiers, through the commands that a translator goes through."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -143,6 +144,10 @@ def test_the_models_are_evaluated_and_used(bmscale, tasks):
     said = bmscale("predict", "runs/classification/model/best", folder=tasks, stdin="The man.\nDer Mann.\n").stdout
     assert [line.split("\t")[0] in ("de", "en") for line in said.splitlines()] == [True, True]
 
+    (tasks / "french.tsv").write_text("en\tThe man.\nfr\tL'homme.\n")
+    refused = bmscale("evaluate", "runs/classification", "--test", "french.tsv", folder=tasks, check=False)
+    assert refused.returncode == 2
+    assert "french: every label must be one that the model knows (de, en); got 'fr'" in refused.stderr
     refused = bmscale("evaluate", run, "--beam-size", "2", folder=tasks, check=False)
     assert refused.returncode == 2
     assert "are of translation; runs/language_model is of language_model" in refused.stderr
@@ -212,7 +217,5 @@ def test_mistakes_are_told_in_a_line(bmscale, tasks, mistake):
     result = bmscale("train", *arguments, "run=runs/mistake", folder=tasks, check=False)
     assert result.returncode == 2, result.stderr
     (line,) = [line for line in result.stderr.splitlines() if "error:" in line]
-    import re
-
     assert re.search(message, line), line
     assert "Traceback" not in result.stderr
