@@ -309,7 +309,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     run = RunFolder(Path(options.run))
     experiment = record.read_experiment(run).model_copy(update={"run": str(run.path)})
     config = experiment.evaluation
-    tests = [validate(experiment.corpus, Document({"path": file}, {(): "--test"})) for file in options.test or []]
+    # A test file is read as the validation data is: the same columns and keys.
+    origin = {"name", "path", "source_path", "target_path", "dataset", "subset", "revision", "toy", "format", "split"}
+    reading = experiment.data.valid[0].model_dump(exclude=origin, exclude_unset=True)
+    tests = [
+        validate(experiment.corpus, Document({**reading, "path": file}, {(): "--test"})) for file in options.test or []
+    ]
     search = None
     if isinstance(config, TranslationEvaluationConfig):
         search = SearchOptions(config.beam_size, config.length_penalty, config.max_batch_tokens)

@@ -84,7 +84,8 @@ class RowPlan(Plan):
         self.lengths, self.sequence_length, self.seed, self.mixture = lengths, sequence_length, seed, mixture
         self.rows_per_step = tokens_per_step // sequence_length
         self._unread, self._shuffled = (1 if causal else 0), shuffled
-        self._stream = lru_cache(maxsize=2)(self._lay_out)
+        self._stream = lru_cache(maxsize=1)(self._lay_out)
+        self._tokens = int(lengths.sum(dtype=np.int64))
 
     def _lay_out(self, epoch: int) -> _Stream:
         documents: int | Ids = len(self.lengths) if self.mixture is None else self.mixture.draw(self.seed, epoch)
@@ -97,7 +98,8 @@ class RowPlan(Plan):
 
     def rows_in_epoch(self, epoch: int) -> int:
         """Rows of an epoch, the last and shorter one included."""
-        return -(-(self._stream(epoch).tokens - self._unread) // self.sequence_length)
+        tokens = self._tokens if self.mixture is None else self._stream(epoch).tokens
+        return -(-(tokens - self._unread) // self.sequence_length)
 
     def steps_in_epoch(self, epoch: int) -> int:
         return -(-self.rows_in_epoch(epoch) // self.rows_per_step)
@@ -121,11 +123,13 @@ class RowPlan(Plan):
         tokens, following, segments = [], [], []
         for segment, index in enumerate(range(first, last), start=1):
             start, stop = int(stream.starts[index]), int(stream.starts[index + 1])
-            document = source.document(int(stream.order[index])).astype(np.int64)
-            part = slice(max(begin, start) - start, min(end, stop) - start)
-            tokens.append(document[part])
-            following.append(np.append(document[1:], -1)[part])
-            segments.append(np.full(len(tokens[-1]), segment))
+            first_token, end_token = max(begin, start) - start, min(end, stop) - start
+            # A slice of the shards, one longer than the piece: a document may be of any length.
+            piece = source.document(int(stream.order[index]))[first_token : end_token + 1].astype(np.int64)
+            count = end_token - first_token
+            tokens.append(piece[:count])
+            following.append(piece[1:] if len(piece) > count else np.append(piece[1:], -1))
+            segments.append(np.full(count, segment))
         return Row(np.concatenate(tokens), np.concatenate(following), np.concatenate(segments))
 
     def pieces(self, step: int, *, joined: bool = False) -> Ids:
@@ -165,5 +169,15 @@ def token_mixture(token_counts: Sequence[int], sizes: Sequence[int], shares: Seq
 
     Documents are drawn in proportion to share / mean length: long ones less often.
     """
-    means = [tokens / size for tokens, size in zip(token_counts, sizes, strict=True)]
-    return Mixture.by_weight(sizes, [share / mean for share, mean in zip(shares, means, strict=True)])
+    weights = [
+        share * size / tokens if size else 0.0 for tokens, size, share in zip(token_counts, sizes, shares, strict=True)
+    ]
+    mixture = Mixture.by_weight(sizes, weights)
+    for number, (quota, share) in enumerate(zip(mixture.quotas, shares, strict=True), start=1):
+        if share and sizes[number - 1] and not quota:
+            raise BadInput(
+                f"training.sampling: every source must come to a document an epoch at least; number {number}, whose "
+                f"documents are long ({token_counts[number - 1] // sizes[number - 1]:,} tokens), comes to none. Raise "
+                "its share, or prepare its text in shorter documents"
+            )
+    return mixture

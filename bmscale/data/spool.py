@@ -1,7 +1,7 @@
 """Between reading and encoding: lines of what was kept, a sample of them to train the tokenizer on, and chunks."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +15,6 @@ SAMPLE_BYTES = 80_000_000  # of text to train the tokenizer on: 1.6 GiB in the t
 CHUNK_BYTES = 4_000_000
 
 Item = TypeVar("Item")
-SizedItem = TypeVar("SizedItem", bound=Sized)
 
 
 def chunks(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
@@ -25,13 +24,17 @@ def chunks(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
         yield chunk
 
 
-def bounded_chunks(lines: Iterable[SizedItem], most: int) -> Iterator[list[SizedItem]]:
-    """Lists of at most `most` lines, each ended by the line that brings it to CHUNK_BYTES."""
-    chunk: list[SizedItem] = []
+def bounded_chunks(
+    items: Iterable[Item],
+    most: int,
+    size_of: Callable[[Item], int] = len,  # type: ignore[assignment]
+) -> Iterator[list[Item]]:
+    """Lists of at most `most` items, each ended by the item that brings its size to CHUNK_BYTES."""
+    chunk: list[Item] = []
     size = 0
-    for line in lines:
-        chunk.append(line)
-        size += len(line)
+    for item in items:
+        chunk.append(item)
+        size += size_of(item)
         if len(chunk) == most or size >= CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0

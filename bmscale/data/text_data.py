@@ -31,7 +31,7 @@ from bmscale.data.documents import (
 from bmscale.data.manifest import ITEMS, SHARDS, VALID_TEXTS, data_hash, described, write_bytes
 from bmscale.data.prepared_folder import hash_inputs, manifest_head
 from bmscale.data.shards import DocumentWriter, ShardWriter
-from bmscale.data.spool import bounded_chunks, loaded_tokenizer, sample
+from bmscale.data.spool import SAMPLE_BYTES, bounded_chunks, loaded_tokenizer, sample
 from bmscale.data.tokenizer import BOS, EOS, LosslessTokenizerConfig, Tokenizer, train_tokenizer
 from bmscale.data.workers import Progress, Workers, in_own_process
 from bmscale.errors import BadInput
@@ -195,7 +195,7 @@ def _keep(
         for corpus in corpora:
             read = kept = 0
             labels: Counter[str] = Counter()
-            for rows in bounded_chunks(_rows(corpus), CHUNK_TEXTS):
+            for rows in bounded_chunks(_rows(corpus), CHUNK_TEXTS, lambda row: len(row[0])):
                 full = [row for row in rows if row[0].strip()]
                 for row in rows:
                     if not row[0].strip():
@@ -290,7 +290,16 @@ def _tokenizer(config: TextDataConfig, spool: Path, texts: int) -> Tokenizer:
 
 def _train_on_spool(config: LosslessTokenizerConfig, spool: Path, texts: int) -> bytes:
     lines = sample(spool, texts, config.sample_sentences, config.seed)
-    return train_tokenizer((_row(line)[0] for line in lines), config, lossless=True)
+    return train_tokenizer(_bounded((_row(line)[0] for line in lines), SAMPLE_BYTES), config, lossless=True)
+
+
+def _bounded(texts: Iterable[str], most: int) -> Iterator[str]:
+    """Texts up to `most` characters together: a single document may be larger than what can be trained on."""
+    for text in texts:
+        yield text[:most]
+        most -= len(text)
+        if most <= 0:
+            return
 
 
 # --- encoding ---------------------------------------------------------------------------------------------------------

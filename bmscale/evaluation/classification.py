@@ -80,8 +80,19 @@ def _confusion(references: Sequence[str], predictions: Sequence[str]) -> tuple[l
 
 def _sums(counts_RK: np.ndarray, pairs_K2: np.ndarray, labels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each label in R samples (R, L): how often it was rightly given, given at all, and asked for."""
-    asked_KL, given_KL = (np.eye(labels, dtype=np.int64)[pairs_K2[:, side]] for side in (0, 1))
-    return counts_RK @ (asked_KL * given_KL), counts_RK @ given_KL, counts_RK @ asked_KL
+    agree_K = pairs_K2[:, 0] == pairs_K2[:, 1]
+    return (
+        _grouped(counts_RK[:, agree_K], pairs_K2[agree_K, 0], labels),
+        _grouped(counts_RK, pairs_K2[:, 1], labels),
+        _grouped(counts_RK, pairs_K2[:, 0], labels),
+    )
+
+
+def _grouped(counts_RK: np.ndarray, group_K: np.ndarray, groups: int) -> np.ndarray:
+    """Sums of columns (R, groups): the work grows with K, however many groups there are."""
+    sums_GR = np.zeros((groups, len(counts_RK)), dtype=np.int64)
+    np.add.at(sums_GR, group_K, counts_RK.T)
+    return sums_GR.T
 
 
 def _measures(counts_RK: np.ndarray, pairs_K2: np.ndarray, labels: int) -> dict[str, np.ndarray]:

@@ -42,10 +42,15 @@ def evaluate(
     for name, items in sets:
         log.info("%s: %d %s", name, len(items), scorer.items)
         results["test"] = {**results.get("test", {}), name: {**model, **scorer.score(name, items)}}
+        _write_results(run, results)  # a mistake in the next set must not lose this one
+    _write_results(run, results)
+    return results
+
+
+def _write_results(run: RunFolder, results: dict[str, Any]) -> None:
     temporary = run.results.with_suffix(".tmp")
     temporary.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(run.results)
-    return results
 
 
 def model_of(run: RunFolder, which: str) -> Path:

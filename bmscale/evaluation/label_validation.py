@@ -38,10 +38,10 @@ class LabelValidator:
                 logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()
                 kept = batch.labels != IGNORED
                 losses = torch.nn.functional.cross_entropy(logits[kept], batch.labels[kept], reduction="none")
-                rows = torch.stack([losses.double(), logits[kept].argmax(-1).double(), batch.labels[kept].double()])
-                mine.append(rows.cpu().numpy())
+                rows = torch.stack([losses, logits[kept].argmax(-1).float(), batch.labels[kept].float()])
+                mine.append(rows.cpu().double().numpy())
         found = np.concatenate([share for shares in process_group.gather_objects(mine) for share in shares], axis=1)
-        # In one order, whatever the ranks: the bootstrap draws texts by their place.
+        # In one order, whatever the ranks: so is the sum of the losses.
         losses, predicted, wanted = found[:, np.lexsort(found)]
         given, asked = ([self._labels[int(label)] for label in side] for side in (predicted, wanted))
         scores = score_labels(asked, given)

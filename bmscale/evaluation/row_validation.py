@@ -34,7 +34,8 @@ class RowValidator:
         wide = torch.float32 if engine.device.type == "mps" else torch.float64  # Apple's GPUs have no fp64
         sums = torch.zeros(3, dtype=wide, device=engine.device)
         batches = [
-            list(range(self._rows))[at : at + self._rows_per_batch] for at in range(0, self._rows, self._rows_per_batch)
+            list(range(first, min(first + self._rows_per_batch, self._rows)))
+            for first in range(0, self._rows, self._rows_per_batch)
         ]
         batches += [[]] * (-len(batches) % engine.world_size)
         with engine.evaluation() as model:

@@ -167,7 +167,7 @@ class MaskedScorer:
         for number in range(plan.rows_in_epoch(0)):
             row = plan.read(documents, 0, number)
             shown, labels = self._masking.hide(row.tokens, (0, 0, number))
-            yield MaskedRow(shown, labels, row.segments)
+            yield MaskedRow(shown, labels, None if self._training.attend_across_documents else row.segments)
 
 
 class LabelScorer:

@@ -60,8 +60,10 @@ def _batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[int]]:
 class Classifier:
     """A classifier folder as a function from texts to labels. Any text is fine, also an empty one."""
 
-    def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: Any, tokenizer: Tokenizer, max_tokens: int | None = None) -> None:
+        """`max_tokens` are those of the longest text in training, where they are known: longer ones are cut."""
         self.model, self.tokenizer = model, tokenizer
+        self._most = min(model.config.max_position_embeddings, max_tokens or model.config.max_position_embeddings)
         self.labels = tuple(str(model.config.id2label[number]) for number in range(model.config.num_labels))
 
     @classmethod
@@ -78,18 +80,20 @@ class Classifier:
         place = find_device(device)
         if not isinstance(folder, ModelFolder):
             folder = open_model_folder(folder, "classification")
-        return cls(load_model(folder, place, dtype), Tokenizer.load(folder.tokenizer))
+        most = folder.provenance.get("max_tokens")
+        known = most if isinstance(most, int) and most > 2 else None
+        return cls(load_model(folder, place, dtype), Tokenizer.load(folder.tokenizer), known)
 
     def predict(self, texts: Sequence[str], top: int = 1, *, max_batch_tokens: int = 8192) -> list[Prediction]:
         """The `top` most probable labels of each text, in order.
 
-        A text of more tokens than the model has positions is cut. Raises BadInput for a `top` that is not from 1 to
-        the number of labels.
+        A text of more tokens than the model was trained to read is cut. Raises BadInput for a `top` that is not from 1
+        to the number of labels.
         """
         self._check_top(top)
         if isinstance(texts, str):
             raise BadInput("texts: must be a list of texts; got one string: put it in a list")
-        most = self.model.config.max_position_embeddings
+        most = self._most
         whole = [document_ids(self.tokenizer, text) for text in texts]
         ids = [row if len(row) <= most else [*row[: most - 1], EOS] for row in whole]
         probabilities_NL = label_probabilities(self.model, ids, max_batch_tokens)

@@ -14,6 +14,7 @@ from bmscale.errors import BadInput
 from bmscale.experiment import Experiment
 from bmscale.model.config import TransformerConfig
 from bmscale.model.folder import ModelFolder, open_model_folder, tensor_files
+from bmscale.training import checkpoint, record
 
 log = logging.getLogger("bmscale")
 
@@ -25,24 +26,28 @@ class Inheritance:
     folder: ModelFolder | None = None
     files: dict[str, Path] = field(default_factory=dict)
     """The weight file of each tensor."""
+    config: TransformerConfig | None = None
+    """The shape of the model that is inherited from."""
 
     @classmethod
     def of(cls, experiment: Experiment) -> Self:
-        """Raises BadInput for a folder that is missing or damaged, or of an architecture that is not ours."""
+        """What the experiment begins with. A run that has a training state needs no more than its own record: the
+        folder may be gone by then.
+
+        Raises BadInput for a folder that is missing or damaged, or of an architecture that is not ours.
+        """
         if experiment.init_from is None:
             return cls()
+        run = experiment.run_folder
+        if run.record.is_file() and checkpoint.list_states(run.states):
+            return cls(config=experiment.model.task.configure(**record.read(run).identity.get("model", {})))
         folder = open_model_folder(experiment.init_from, task=None)
         if not isinstance(folder.config, TransformerConfig):
             raise BadInput(
                 f"init_from: {folder.path} must be a model that bmscale trained; got the architecture "
                 f"{folder.config.model_type}"
             )
-        return cls(folder, tensor_files(folder))
-
-    @property
-    def config(self) -> TransformerConfig | None:
-        """The shape of the model that is inherited from."""
-        return None if self.folder is None else self.folder.config
+        return cls(folder, tensor_files(folder), folder.config)
 
     def shape(self, experiment: Experiment, tokenizer: Tokenizer, **of_data: Any) -> TransformerConfig:
         """The shape of the experiment's model. Raises BadInput where the data has another tokenizer than the model."""

@@ -36,7 +36,7 @@ class LabelData(TrainingData):
         }
 
     def provenance(self) -> dict[str, Any]:
-        return {"labels": self.labels}
+        return {"labels": self.labels, "max_tokens": self.experiment.data.max_tokens}
 
     def plan(self) -> StepPlan:
         training = self.experiment.training

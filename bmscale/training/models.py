@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bmscale.data.prepare import DataConfig
 from bmscale.engine import process_group
 from bmscale.engine.engine import Engine
 from bmscale.errors import BadInput
@@ -14,6 +15,7 @@ from bmscale.model.config import TransformerConfig
 from bmscale.model.folder import write_model_folder
 from bmscale.model.tokenization import TOKENIZER_FILE
 from bmscale.training import checkpoint, kept_models, record
+from bmscale.training.pair_data import provenance_of_pairs
 from bmscale.training.standing import Standing
 from bmscale.training.step_data import TrainingData
 
@@ -80,10 +82,16 @@ class Models:
                 kept_models.retain(self._run, config.keep_models, config.select)
 
     def _provenance(self, standing: Standing, result: Validation) -> dict[str, Any]:
+        greedy = " (greedy)" if self._experiment.task == "translation" else ""
         return {
             **provenance(self._experiment, self._data.manifest["data_hash"], standing, self._data.provenance()),
-            "validation": {"loss": result.loss.nll, **result.scores, "predictions": result.loss.tokens},
-            "scores": {f"validation {name.replace('_', ' ')}": score for name, score in result.scores.items()},
+            "validation": {
+                "loss": result.loss.nll,
+                "perplexity": result.loss.perplexity,
+                **result.scores,
+                "predictions": result.loss.tokens,
+            },
+            "scores": {f"validation {name.replace('_', ' ')}{greedy}": score for name, score in result.scores.items()},
         }
 
 
@@ -132,12 +140,15 @@ def export_state(run: RunFolder, state: Path, out: Path, kind: str = "master") -
         raise BadInput(
             f"{TOKENIZER_FILE}: must be in one of {', '.join(str(place) for place in places)}, and is in none"
         )
+    of_data = known.of_data
+    if not of_data and isinstance(experiment.data, DataConfig):  # run.yaml of an earlier version
+        of_data = provenance_of_pairs(experiment.data)
     config = experiment.model.task.configure(**known.identity["model"])
     write_model_folder(
         out,
         config,
         reader.weights(kind),
         tokenizer,
-        provenance(experiment, known.identity["data_hash"], reader.manifest.standing, known.of_data),
+        provenance(experiment, known.identity["data_hash"], reader.manifest.standing, of_data),
         **_search(experiment),
     )

@@ -4,6 +4,7 @@ import numpy as np
 
 from bmscale.data.batch import PairBatch, PairSource, read_batch
 from bmscale.data.manifest import VALID_TEXTS
+from bmscale.data.prepare import DataConfig
 from bmscale.data.shards import PairShards
 from bmscale.data.steps import StepPlan, split_step
 from bmscale.data.subwords import SampledPairs
@@ -18,6 +19,16 @@ from bmscale.training.step_data import StepData, TrainingData, make_mixture
 PROBE_PAIRS = 8
 
 
+def provenance_of_pairs(data: DataConfig) -> dict[str, object]:
+    """What a translator has to know of its training, whatever becomes of the data."""
+    return {
+        "source_language": data.source_language,
+        "target_language": data.target_language,
+        "language_tags": data.targets(data.train) if data.language_tags else None,
+        "max_source_tokens": data.max_source_tokens,
+    }
+
+
 class PairData(TrainingData):
     """Pairs of `task: translation`."""
 
@@ -30,13 +41,7 @@ class PairData(TrainingData):
         self.counted_together = self.experiment.training.subword_sampling is not None
 
     def provenance(self) -> dict[str, object]:
-        data = self.experiment.data
-        return {
-            "source_language": data.source_language,
-            "target_language": data.target_language,
-            "language_tags": data.targets(data.train) if data.language_tags else None,
-            "max_source_tokens": data.max_source_tokens,
-        }
+        return provenance_of_pairs(self.experiment.data)
 
     def plan(self) -> StepPlan:
         training = self.experiment.training

@@ -64,7 +64,7 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
     data = DATA[experiment.task](experiment)
     plan = data.plan()
     total_steps = training.max_steps or plan.first_step_of_epoch(training.max_epochs or 0)
-    inherited = Inheritance.of(experiment)
+    inherited = Inheritance.of(experiment)  # nothing once the run has states, which hold every parameter
     config = inherited.shape(experiment, data.tokenizer, **data.model_options())
     data.check(config)
     identity = record.identity(experiment, data.manifest["data_hash"], _shape(config))
@@ -160,7 +160,7 @@ def build_model(engine: Engine, experiment: Experiment, config: TransformerConfi
 
 def _shape(config: TransformerConfig) -> dict[str, Any]:
     """The model's options without what libraries add of their own."""
-    noise = ("transformers_version", "architectures", "dtype", "_name_or_path", "model_type")
+    noise = ("transformers_version", "architectures", "dtype", "_name_or_path")
     return {key: value for key, value in config.to_diff_dict().items() if key not in noise}
 
 

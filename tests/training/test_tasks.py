@@ -1,5 +1,6 @@
 """Language models, masked language models and classifiers, through the commands that a translator goes through."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -10,6 +11,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from bmscale.data.tokenizer import LosslessTokenizerConfig, train_tokenizer
+from bmscale.data.toy import toy_pairs
 from bmscale.evaluation.report import write_report
 from bmscale.experiment import RunFolder
 
@@ -173,6 +176,14 @@ def test_a_classifier_begins_with_a_masked_language_model(bmscale, tasks):
     assert after["classifier.weight"].abs().sum() > 0
     record = yaml.safe_load((tasks / "runs/tuned/run.yaml").read_text())
     assert record["identity"]["init_from"] == "runs/masked_lm/model/last"
+    # A run that has a state of its own goes on without the folder.
+    shutil.rmtree(tasks / "runs/tuned/state/step-00000012")
+    (tasks / "runs/masked_lm").rename(tasks / "runs/moved")
+    said = bmscale("train", "tuned.yaml", *given[1:], folder=tasks).stderr
+    (tasks / "runs/moved").rename(tasks / "runs/masked_lm")
+    assert "step 8 of 12" in said
+    for name, tensor in weights(tasks / "runs/tuned").items():
+        assert torch.equal(tensor, after[name]), name
 
 
 def test_what_is_not_frozen_moves_on_two_ranks(bmscale, tasks):
@@ -203,6 +214,10 @@ MISTAKES = {
         r"training\.freeze: 'model\.layer' must begin the name of a parameter; did you mean 'model\.layers'\?",
     ),
     "freeze everything": (["masked_lm.yaml", "training.freeze=[model,lm_head]"], "must leave something to train"),
+    "begin with other pieces": (
+        ["language_model.yaml", "init_from=other"],
+        r"init_from: documents must be prepared with the tokenizer of other, and was with another",
+    ),
     "begin with nothing": (["masked_lm.yaml", "init_from=nowhere"], "nowhere: no such model folder"),
     "begin with another width": (
         ["language_model.yaml", "init_from=runs/language_model/model/last", "model.intermediate_size=128"],
@@ -214,6 +229,14 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_told_in_a_line(bmscale, tasks, mistake):
     arguments, message = MISTAKES[mistake]
+    if not (tasks / "other").exists():
+        shutil.copytree(tasks / "runs/language_model/model/last", tasks / "other")
+        about = json.loads((tasks / "other/provenance.json").read_text())
+        pieces = [english for english, _ in toy_pairs("valid", 300, 9)]
+        model = train_tokenizer(pieces, LosslessTokenizerConfig(vocabulary_size=500), lossless=True)
+        (tasks / "other/spiece.model").write_bytes(model)
+        about["tokenizer_sha256"] = hashlib.sha256(model).hexdigest()
+        (tasks / "other/provenance.json").write_text(json.dumps(about))
     result = bmscale("train", *arguments, "run=runs/mistake", folder=tasks, check=False)
     assert result.returncode == 2, result.stderr
     (line,) = [line for line in result.stderr.splitlines() if "error:" in line]

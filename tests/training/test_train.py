@@ -27,6 +27,12 @@ def test_the_run_folder_holds_what_the_readme_says(trained):
     record = yaml.safe_load((run / "run.yaml").read_text())
     assert record["experiment"]["training"]["seed"] == 0
     assert record["identity"]["training.tokens_per_step"] == 600
+    # What an earlier version wrote here is compared with what this one finds: the kinds of keys must stay.
+    assert record["identity"]["model"]["model_type"] == "bmscale_encoder_decoder"
+    assert record["identity"].keys() == {
+        *("task", "data_hash", "model", "training.seed", "training.tokens_per_step", "training.optimizer"),
+        *("training.label_smoothing", "training.clip_norm", "training.precision"),
+    }
     assert record["starts"][0]["world_size"] == 1
     assert record["starts"][0]["versions"]["torch"] == torch.__version__
     assert json.loads((run / "exit.json").read_text()) == {"class": "done", "code": 0, "message": "trained"}
