@@ -7,11 +7,11 @@ from typing import Any
 
 from bmscale.engine import process_group
 from bmscale.engine.engine import Engine
-from bmscale.errors import BadInput
+from bmscale.errors import BadInput, message
 from bmscale.evaluation.validation import Validation
 from bmscale.experiment import Experiment, RunFolder, TranslationEvaluationConfig
 from bmscale.model.config import TransformerConfig
-from bmscale.model.folder import write_model_folder
+from bmscale.model.folder import check_target, write_model_folder
 from bmscale.model.tokenization import TOKENIZER_FILE
 from bmscale.training import checkpoint, kept_models, record
 from bmscale.training.standing import Standing
@@ -58,8 +58,8 @@ class Models:
                     {**self._provenance(standing, result), **(mark or {})},
                     **_search(self._experiment),
                 )
-            except OSError as problem:
-                error = str(problem)
+            except (OSError, BadInput) as problem:
+                error = message(problem)
         for _ in weights:  # the other ranks, and what rank 0 may have left
             pass
         (error, *_) = process_group.gather_objects(error)
@@ -116,9 +116,11 @@ def provenance(
 def export_state(run: RunFolder, state: Path, out: Path, kind: str = "master") -> None:
     """Make a model folder of a training state, in one process and without the ranks that saved it.
 
-    `kind` may be AVERAGE. Raises BadInput for a damaged state, one without that kind, or where the run's tokenizer is
-    neither in its prepared folder nor in one of its models.
+    `kind` may be AVERAGE. Raises BadInput where `out` is anything but a model or lies among the states, for a damaged
+    state, one without that kind, or where the run's tokenizer is neither in its prepared folder nor in its models.
     """
+    if check_target(out).resolve().is_relative_to(run.states.resolve()):
+        raise BadInput(f"{out}: must not lie among the training states; give another name")
     problems = checkpoint.verify(state)
     if problems:
         raise BadInput(f"{state}: must be whole to be exported: {problems[0]}")
