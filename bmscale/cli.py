@@ -240,6 +240,7 @@ def _checkpoint(options: argparse.Namespace) -> int:
     run = RunFolder(Path(options.run))
     experiment = record.read_experiment(run)
     states, damaged = checkpoint.list_states(run.states), False
+    own = record.fingerprint(record.read(run).identity)
     if options.action == "list":
         found: list[object] = [checkpoint.summary(state) for state in states]
     elif options.action == "verify":
@@ -248,7 +249,7 @@ def _checkpoint(options: argparse.Namespace) -> int:
         found = [{"state": name, "whole": not wrong, "problems": wrong} for name, wrong in problems.items()]
     elif options.action == "prune":
         keep = experiment.training.keep_states if options.keep is None else options.keep
-        found = [path.name for path in checkpoint.prune(run.states, keep)]
+        found = [path.name for path in checkpoint.prune(run.states, keep, own)]
     else:
         state = checkpoint.choose(run.states, options.step)
         out = Path(options.to) if options.to else run.models / state.name.replace("step", "state")

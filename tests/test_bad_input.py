@@ -1,6 +1,7 @@
 """Every mistake a person makes: one clear message, exit code 2, no traceback, nothing written."""
 
 import io
+import json
 import lzma
 import re
 import shutil
@@ -136,6 +137,15 @@ def nothing() -> None:
     pass
 
 
+def state_of_another_run() -> None:
+    from bmscale.training.checkpoint import _seal
+
+    (path,) = Path("runs/x/state").glob("*/state.json")
+    values = {**json.loads(path.read_bytes()), "run": "another"}
+    del values["sha256"]
+    path.write_text(json.dumps({**values, "sha256": _seal(values)}))
+
+
 def pieces_of_two_sizes() -> None:
     """A second run, of another width."""
     folder = Path("runs/x/model/best")
@@ -203,6 +213,9 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "export over other files": (stranger, "checkpoint export runs/x --to runs/other", r"runs/other: exists and is no model folder"),
     "export over a model and more": (write(f"{BEST}/thesis.txt", "x"), f"checkpoint export runs/x --to {BEST}", r"holds more than a model"),
     "export over a file": (nothing, "checkpoint export runs/x --to valid.tsv", r"valid\.tsv: exists and is no model folder"),
+    "state of another run": (state_of_another_run, "train x.yaml training.max_steps=4", r"step-00000002: was saved by another run"),
+    "export of a state of another run": (state_of_another_run, "checkpoint export runs/x --to out", r"step-00000002: was saved by another run"),
+    "state under another number": (lambda: Path("runs/x/state/step-00000002").rename("runs/x/state/step-00000001"), "train x.yaml training.max_steps=4", r"holds no training state that is whole"),
     "every state damaged": (lambda: [path.write_bytes(b"x") for path in Path("runs/x/state").glob("*/state.json")], "checkpoint export runs/x", r"must be whole to be exported: .*state\.json: damaged"),
     "two target languages without tags": (change("x.yaml", "train: train.tsv", "train: [train.tsv, {path: valid.tsv, target_language: fr}]"), f"prepare x.yaml {FRESH}", r"x\.yaml:2: data: .*several target languages \(de, fr\).*set language_tags: true"),
     "validation of a language never trained": (change("x.yaml", "valid: valid.tsv", "valid: {path: valid.tsv, target_language: fr}"), f"prepare x.yaml {FRESH}", r"valid translates into fr, which no training corpus does"),

@@ -8,6 +8,7 @@ from bmscale.data.manifest import load_manifest
 from bmscale.errors import BadInput
 from bmscale.experiment import Experiment
 from bmscale.model.sizes import count_parameters
+from bmscale.training.checkpoint import list_states
 from bmscale.training.inheritance import Inheritance
 from bmscale.training.train import DATA
 
@@ -30,7 +31,7 @@ def check_room(experiment: Experiment) -> None:
     training, run = experiment.training, experiment.run_folder
     shape = experiment.model.build(experiment.data.tokenizer.vocabulary_size, Inheritance.of(experiment).config)
     parameters = count_parameters(shape).total
-    there = len(list(run.states.glob("step-*")))
+    there = len(list_states(run.states))
     to_come = max(1, training.keep_states + 1 - there)
     state_bytes = parameters * (12 if training.ema_decay is None else 16)
     needed = to_come * state_bytes + 2 * 4 * parameters

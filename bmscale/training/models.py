@@ -121,13 +121,14 @@ def export_state(run: RunFolder, state: Path, out: Path, kind: str = "master") -
     """
     if check_target(out).resolve().is_relative_to(run.states.resolve()):
         raise BadInput(f"{out}: must not lie among the training states; give another name")
+    known, experiment = record.read(run), record.read_experiment(run)
     problems = checkpoint.verify(state)
     if problems:
         raise BadInput(f"{state}: must be whole to be exported: {problems[0]}")
+    checkpoint.read_own(state, record.fingerprint(known.identity))
     reader = checkpoint.StateReader(state)
     if kind not in reader.manifest.kinds:
         raise BadInput(f"{state}: has no running mean: training.ema_decay of the run was null; leave --ema out")
-    known, experiment = record.read(run), record.read_experiment(run)
     places = [Path(experiment.data.directory), run.best, run.last]
     tokenizer = next((place / TOKENIZER_FILE for place in places if (place / TOKENIZER_FILE).is_file()), None)
     if tokenizer is None:

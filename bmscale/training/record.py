@@ -1,6 +1,7 @@
 """run.yaml: what a run is (its identity), what it was started with, and whether this start may go on with it."""
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -60,6 +61,11 @@ def identity(experiment: Experiment, data_hash: str, model: dict[str, Any]) -> d
         **({"training.freeze": training.freeze} if training.freeze else {}),
         **({"init_from": experiment.init_from} if experiment.init_from else {}),
     }
+
+
+def fingerprint(identity: dict[str, Any]) -> str:
+    """By which a training state knows its run: a SHA-256 of the identity in run.yaml, which the first start wrote."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def check(
@@ -130,14 +136,15 @@ def write(
     resources: dict[str, Any],
     of_data: dict[str, Any],
 ) -> None:
-    """Write run.yaml, or add a start to it."""
-    starts = read(folder).starts if folder.record.exists() else []
+    """Write run.yaml, or add a start to it. The identity stays as it was first written, which `given` agrees with."""
+    before = read(folder) if folder.record.exists() else None
+    starts = before.starts if before else []
     starts.append(
         {"time": datetime.now(UTC).isoformat(timespec="seconds"), **resources, "git_commit": _commit(), **versions()}
     )
     values = {
         "experiment": experiment.model_dump(),
-        "identity": given,
+        "identity": before.identity if before else given,
         "total_steps": total_steps,
         "of_data": of_data,
         "starts": starts,

@@ -69,12 +69,13 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
     data.check(config)
     identity = record.identity(experiment, data.manifest["data_hash"], _shape(config))
     resumes = record.check(run, identity, experiment, total_steps, new_schedule=new_schedule)
+    own = record.fingerprint(record.read(run).identity if resumes else identity)
 
     trackers = choose_trackers(training.trackers)
     engine = Engine(training)
     with Signals(run, engine.rank) as signals:
         _check_that_ranks_agree(run, identity)
-        state = _newest_state(run) if resumes else None
+        state = _newest_state(run, own) if resumes else None
         standing = checkpoint.read_manifest(state).standing if state else Standing()
         if standing.finished and (standing.data_step >= total_steps or _out_of_patience(experiment, standing)):
             log.info("%s: trained to its end already; nothing to do", run.path)
@@ -97,7 +98,7 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
             opened = Trackers(
                 engine.accelerator, trackers, experiment.name, run.path, values, standing.data_step, known
             )
-            loop = _Loop(experiment, engine, data, plan, config, total_steps, opened, signals, watchdog)
+            loop = _Loop(experiment, engine, data, plan, config, total_steps, opened, signals, watchdog, own)
             loop.announce()
             return loop.run_steps(loop.resume(state))
 
@@ -114,10 +115,10 @@ def _check_that_ranks_agree(run: RunFolder, identity: dict[str, Any]) -> None:
         )
 
 
-def _newest_state(run: RunFolder) -> Path | None:
+def _newest_state(run: RunFolder, own: str) -> Path | None:
     """The state to go on from. Raises BadInput where the run had saved one and none is left: it never starts anew in
     silence."""
-    state = checkpoint.find_usable(run.states)
+    state = checkpoint.find_usable(run.states, run=own)
     if state is None and Metrics(run.metrics, enabled=False).holds("saved"):
         raise BadInput(
             f"{run.states}: holds no training state, and the run had saved one. Put it back, or choose another "
@@ -178,6 +179,7 @@ class _Loop:
         trackers: Trackers,
         signals: Signals,
         watchdog: Watchdog,
+        own: str,
     ) -> None:
         self.trackers, self.signals, self.at = trackers, signals, watchdog.at
         self.experiment, self.engine, self.data, self.plan = experiment, engine, data, plan
@@ -188,7 +190,9 @@ class _Loop:
         self.samples = Metrics(self.run.samples, enabled=engine.is_main)
         self.validator, self.probe_batch = data.validator(engine), data.probe()
         self.loss_function = partial(batch_loss, label_smoothing=experiment.training.label_smoothing)
-        self.states = States(self.run.states, engine, experiment.training, self.probe, self.empty_step, self.record)
+        self.states = States(
+            self.run.states, engine, experiment.training, self.probe, self.empty_step, self.record, own
+        )
         self.models = Models(experiment, engine, data, config, self.record)
         self.spikes = SpikeDetector(experiment.training.spikes) if experiment.training.spikes else None
         self.last_validation: Validation | None = None
