@@ -74,7 +74,7 @@ def check(
     """Whether the folder holds a run to go on with. Raises BadInput when it holds another one, naming the keys."""
     if not folder.record.exists():
         # What a start that did not come far leaves, and what slurm/train.sh and `bmscale submit` write before it.
-        before = {folder.log, folder.exit, folder.ranks, folder.logs, folder.submitted}
+        before = {folder.log, folder.exit, folder.ranks, folder.logs, folder.submitted, folder.path / "lock"}
         if folder.path.is_dir() and not before.issuperset(folder.path.iterdir()):
             raise BadInput(f"{folder.path}: is not empty and holds no run.yaml; choose another run=FOLDER or empty it")
         return False

@@ -27,7 +27,7 @@ from bmscale.evaluation.validation import Validation
 from bmscale.experiment import Experiment, RunFolder
 from bmscale.model.config import TransformerConfig
 from bmscale.model.init import initial_value
-from bmscale.training import checkpoint, kept_models, ranks, record
+from bmscale.training import checkpoint, kept_models, lock, ranks, record
 from bmscale.training.ending import Ending
 from bmscale.training.inheritance import Inheritance
 from bmscale.training.label_data import LabelData
@@ -68,12 +68,16 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
     config = inherited.shape(experiment, data.tokenizer, **data.model_options())
     data.check(config)
     identity = record.identity(experiment, data.manifest["data_hash"], _shape(config))
-    resumes = record.check(run, identity, experiment, total_steps, new_schedule=new_schedule)
-    own = record.fingerprint(record.read(run).identity if resumes else identity)
+    record.check(run, identity, experiment, total_steps, new_schedule=new_schedule)
 
     trackers = choose_trackers(training.trackers)
     engine = Engine(training)
     with Signals(run, engine.rank) as signals:
+        lock.take(run)
+        resumes = record.check(
+            run, identity, experiment, total_steps, new_schedule=new_schedule
+        )  # nobody else is at it
+        own = record.fingerprint(record.read(run).identity if resumes else identity)
         _check_that_ranks_agree(run, identity)
         state = _newest_state(run, own) if resumes else None
         standing = checkpoint.read_manifest(state).standing if state else Standing()
@@ -81,7 +85,7 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
             log.info("%s: trained to its end already; nothing to do", run.path)
             return Ending("done", "trained")
         if engine.is_main:
-            run.path.mkdir(parents=True, exist_ok=True)
+            lock.sign(run)
             run.exit.unlink(missing_ok=True)
             ranks.clear(run)
             _log_to(run.log)
