@@ -9,8 +9,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from bmscale.cli import main
 
@@ -137,13 +139,43 @@ def nothing() -> None:
     pass
 
 
-def state_of_another_run() -> None:
-    from bmscale.training.checkpoint import _seal
+def saved_by(run: str | None) -> Callable[[], None]:
+    def apply() -> None:
+        from bmscale.training.checkpoint import _seal
 
-    (path,) = Path("runs/x/state").glob("*/state.json")
-    values = {**json.loads(path.read_bytes()), "run": "another"}
-    del values["sha256"]
-    path.write_text(json.dumps({**values, "sha256": _seal(values)}))
+        (path,) = Path("runs/x/state").glob("*/state.json")
+        values = {**json.loads(path.read_bytes()), "run": run}
+        del values["sha256"]
+        path.write_text(json.dumps({**values, "sha256": _seal(values)}))
+
+    return apply
+
+
+def change_identity(change: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+    def apply() -> None:
+        path = Path("runs/x/run.yaml")
+        values = yaml.safe_load(path.read_text())
+        change(values["identity"])
+        path.write_text(yaml.safe_dump(values))
+
+    return apply
+
+
+def shape(**options: object) -> Callable[[], None]:
+    """Another one in run.yaml than that of the state, which is of a version that did not note its run."""
+
+    def apply() -> None:
+        saved_by(None)()
+        change_identity(lambda identity: identity["model"].update(options))()
+
+    return apply
+
+
+def other_data() -> None:
+    """Another training set prepared into the folder that the run was trained from, and the run's models gone."""
+    Path("train.tsv").write_text(corpus(14))
+    shutil.rmtree("runs/x/model")
+    assert main(["prepare", "x.yaml", "--force"]) == 0
 
 
 def pieces_of_two_sizes() -> None:
@@ -213,9 +245,13 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "export over other files": (stranger, "checkpoint export runs/x --to runs/other", r"runs/other: exists and is no model folder"),
     "export over a model and more": (write(f"{BEST}/thesis.txt", "x"), f"checkpoint export runs/x --to {BEST}", r"holds more than a model"),
     "export over a file": (nothing, "checkpoint export runs/x --to valid.tsv", r"valid\.tsv: exists and is no model folder"),
-    "state of another run": (state_of_another_run, "train x.yaml training.max_steps=4", r"step-00000002: was saved by another run"),
-    "export of a state of another run": (state_of_another_run, "checkpoint export runs/x --to out", r"step-00000002: was saved by another run"),
+    "state of another run": (saved_by("another"), "train x.yaml training.max_steps=4", r"step-00000002: was saved by another run"),
+    "export of a state of another run": (saved_by("another"), "checkpoint export runs/x --to out", r"step-00000002: was saved by another run"),
     "state under another number": (lambda: Path("runs/x/state/step-00000002").rename("runs/x/state/step-00000001"), "train x.yaml training.max_steps=4", r"holds no training state that is whole"),
+    "export with another shape": (shape(hidden_size=32), "checkpoint export runs/x --to out", r"must be of the model in runs/x/run\.yaml, and is not: tensor "),
+    "export with a shape that cannot be": (shape(hidden_size="many"), "checkpoint export runs/x --to out", r"runs/x/run\.yaml: damaged: identity\.model: "),
+    "export without identity": (change_identity(lambda identity: identity.clear()), "checkpoint export runs/x --to out", r"runs/x/run\.yaml: damaged: its identity must hold data_hash and model"),
+    "export without any tokenizer of the run": (other_data, "checkpoint export runs/x --to out", r"spiece\.model: must be in prepared with the data of the run"),
     "every state damaged": (lambda: [path.write_bytes(b"x") for path in Path("runs/x/state").glob("*/state.json")], "checkpoint export runs/x", r"must be whole to be exported: .*state\.json: damaged"),
     "two target languages without tags": (change("x.yaml", "train: train.tsv", "train: [train.tsv, {path: valid.tsv, target_language: fr}]"), f"prepare x.yaml {FRESH}", r"x\.yaml:2: data: .*several target languages \(de, fr\).*set language_tags: true"),
     "validation of a language never trained": (change("x.yaml", "valid: valid.tsv", "valid: {path: valid.tsv, target_language: fr}"), f"prepare x.yaml {FRESH}", r"valid translates into fr, which no training corpus does"),
@@ -295,6 +331,7 @@ def tree(folder: Path) -> dict[str, float]:
 def test_mistake(mistake, work, capsys, monkeypatch):
     apply, command, message = MISTAKES[mistake]
     apply()
+    capsys.readouterr()
     before = tree(work)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     code = main(command.split())
@@ -317,6 +354,16 @@ def test_launcher_and_experiment_must_agree(work, capsys, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds_configs/zero2.json")
     assert main(["train", "x.yaml", "training.deepspeed=zero3", "run=runs/new"]) == 2
     assert "they must be the same" in capsys.readouterr().err
+
+
+def test_an_export_has_the_tokenizer_that_the_run_trained_with(work, capsys):
+    """Although its prepared folder holds other data now."""
+    wanted = Path(f"{BEST}/spiece.model").read_bytes()
+    Path("train.tsv").write_text(corpus(14))
+    assert main(["prepare", "x.yaml", "data.tokenizer.vocabulary_size=48", "--force"]) == 0
+    assert Path("prepared/spiece.model").read_bytes() != wanted
+    assert main(["checkpoint", "export", "runs/x", "--to", "out"]) == 0
+    assert Path("out/spiece.model").read_bytes() == wanted
 
 
 def test_the_command_itself_ends_with_2_and_one_line(work):
