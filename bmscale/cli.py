@@ -155,7 +155,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.dry_run:
         from bmscale.cluster import preflight
 
-        preflight.check(experiment)
+        preflight.check(experiment, new_schedule=options.new_schedule)
         print(experiment.run_folder.path)
         return 0
     from bmscale.evaluation.report import write_report_or_warn
@@ -211,7 +211,7 @@ def _submit(options: argparse.Namespace) -> None:
         print(fill_in([options.config, *overrides, *train], sbatch), end="")
         return
     if not any(option.startswith("--dependency") for option in sbatch):  # the data may be prepared by an earlier job
-        preflight.check(experiment)
+        preflight.check(experiment, new_schedule=options.new_schedule)
     job = submit(experiment, train, sbatch)
     log.info("job %s trains %s", job, experiment.run_folder.path)
     print(job)

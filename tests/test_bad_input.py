@@ -151,6 +151,19 @@ def saved_by(run: str | None) -> Callable[[], None]:
     return apply
 
 
+def change_run(key: str, value: object) -> Callable[[], None]:
+    def apply() -> None:
+        path = Path("runs/x/run.yaml")
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), key: value}))
+
+    return apply
+
+
+def no_states_and_metrics() -> None:
+    shutil.rmtree("runs/x/state")
+    Path("runs/x/metrics.jsonl").unlink()
+
+
 def change_identity(change: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
     def apply() -> None:
         path = Path("runs/x/run.yaml")
@@ -252,6 +265,13 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "export with a shape that cannot be": (shape(hidden_size="many"), "checkpoint export runs/x --to out", r"runs/x/run\.yaml: damaged: identity\.model: "),
     "export without identity": (change_identity(lambda identity: identity.clear()), "checkpoint export runs/x --to out", r"runs/x/run\.yaml: damaged: its identity must hold data_hash and model"),
     "export without any tokenizer of the run": (other_data, "checkpoint export runs/x --to out", r"spiece\.model: must be in prepared with the data of the run"),
+    "run.yaml without an experiment": (change_run("experiment", {}), "train x.yaml", r"run\.yaml: damaged: its experiment must hold the section training"),
+    "run.yaml with a list for a section": (change_run("experiment", {"training": [1]}), "train x.yaml", r"run\.yaml: damaged: its experiment must hold the section training"),
+    "states and metrics are gone": (no_states_and_metrics, "train x.yaml", r"holds no training state, and the run had saved one"),
+    "run is a file": (nothing, "train x.yaml run=valid.tsv", r"valid\.tsv: must be the folder of a run, or free for a new one; .*valid\.tsv is no folder"),
+    "run below a file": (nothing, "train x.yaml run=valid.tsv/a/b", r"valid\.tsv/a/b: must be the folder of a run, .*valid\.tsv is no folder"),
+    "too many tokens": (nothing, f"train x.yaml training.tokens_per_step={10**21}", r"training\.tokens_per_step: must be less than or equal to 1099511627776"),
+    "too many epochs": (nothing, f"train x.yaml training.max_steps=null training.max_epochs={10**12}", r"training\.max_epochs: must be at most 1,000,000; got 1,000,000,000,000"),
     "every state damaged": (lambda: [path.write_bytes(b"x") for path in Path("runs/x/state").glob("*/state.json")], "checkpoint export runs/x", r"must be whole to be exported: .*state\.json: damaged"),
     "two target languages without tags": (change("x.yaml", "train: train.tsv", "train: [train.tsv, {path: valid.tsv, target_language: fr}]"), f"prepare x.yaml {FRESH}", r"x\.yaml:2: data: .*several target languages \(de, fr\).*set language_tags: true"),
     "validation of a language never trained": (change("x.yaml", "valid: valid.tsv", "valid: {path: valid.tsv, target_language: fr}"), f"prepare x.yaml {FRESH}", r"valid translates into fr, which no training corpus does"),

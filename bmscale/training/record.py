@@ -74,7 +74,9 @@ def check(
     """Whether the folder holds a run to go on with. Raises BadInput when it holds another one, naming the keys."""
     if not folder.record.exists():
         # What a start that did not come far leaves, and what slurm/train.sh and `bmscale submit` write before it.
-        before = {folder.log, folder.exit, folder.ranks, folder.logs, folder.submitted, folder.path / "lock"}
+        before = {folder.log, folder.exit, folder.ranks, folder.logs, folder.submitted}
+        before |= {folder.path / name for name in ("lock", "STOP", "SAVE")}  # switches may be there before the run
+        _check_place(folder)
         if folder.path.is_dir() and not before.issuperset(folder.path.iterdir()):
             raise BadInput(f"{folder.path}: is not empty and holds no run.yaml; choose another run=FOLDER or empty it")
         return False
@@ -86,18 +88,39 @@ def check(
             + "; ".join(f"{key}: the run has {was!r}, now {now!r}" for key, was, now in changed)
             + ". Choose another run=FOLDER, or give the run's own values"
         )
-    was_schedule = record.experiment["training"]["schedule"]
+    was_schedule = _mapping(folder, _mapping(folder, record.experiment, "training"), "schedule")
     schedule = experiment.training.schedule
     changes_rates = was_schedule != schedule.model_dump() or (
         schedule.depends_on_length and record.total_steps != total_steps
     )
     if changes_rates and not new_schedule:
         raise BadInput(
-            f"{folder.path}: the run was planned for {record.total_steps} steps with schedule {was_schedule['type']}, "
-            f"now {total_steps} with {schedule.type}: the learning rate of steps to come would change. "
-            "Give --new-schedule if that is meant"
+            f"{folder.path}: the run was planned for {record.total_steps} steps with schedule "
+            f"{was_schedule.get('type')}, now {total_steps} with {schedule.type}: the learning rate of steps to come "
+            "would change. Give --new-schedule if that is meant"
         )
     return True
+
+
+def _check_place(folder: RunFolder) -> None:
+    """Raises BadInput where no new run folder can be made or filled."""
+    place = folder.path.absolute()
+    there = next(path for path in (place, *place.parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        raise BadInput(
+            f"{folder.path}: must be the folder of a run, or free for a new one; {there} is no folder. Choose another "
+            "run=FOLDER"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BadInput(f"{folder.path}: must be writable, and {there} is not; choose another run=FOLDER")
+
+
+def _mapping(folder: RunFolder, values: dict[str, Any], key: str) -> dict[str, Any]:
+    """A section of the experiment in run.yaml."""
+    found = values.get(key)
+    if not isinstance(found, dict):
+        raise BadInput(f"{folder.record}: damaged: its experiment must hold the section {key}; put the file back")
+    return found
 
 
 def differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

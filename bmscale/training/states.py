@@ -32,7 +32,7 @@ class States:
         probe: Callable[[], float],
         empty_step: Callable[[], None],
         report: Callable[[dict[str, Any]], None],
-        run: str,
+        run: str | None = None,
     ) -> None:
         """`probe` is the loss of the present weights on a fixed batch; `report` takes events for metrics.jsonl; `run`
         is the fingerprint of the run's identity."""

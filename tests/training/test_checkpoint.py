@@ -303,10 +303,10 @@ def test_a_leftover_that_cannot_be_removed_does_not_stop_the_pruning(states, mon
     save(states, 15, keep=9)
     remove = shutil.rmtree
 
-    def stuck(path: Path, **options: bool) -> None:
+    def stuck(path: Path) -> None:
         if path.name == "damaged-step-00000001":
             raise OSError(5, "Input/output error", str(path))
-        remove(path, **options)
+        remove(path)
 
     monkeypatch.setattr(shutil, "rmtree", stuck)
     assert sorted(path.name for path in checkpoint.prune(states, 2)) == ["damaged-step-00000002", "step-00000005"]
