@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("bmscale")
 
 EXIT_CODES = """
-exit codes: 0 done, 1 failed, 2 bad input, 3 diverged, 4 out of memory, 5 lost rank or hang, 75 preempted.
+exit codes: 0 done, 1 failed, 2 bad input, 3 diverged, 4 out of memory, 5 lost rank or hang, 75 preempted,
+130 interrupted.
 Under a launcher, which returns 1 whatever its ranks returned, read RUN/exit.json."""
 
 
@@ -237,10 +238,15 @@ def _checkpoint(options: argparse.Namespace) -> int:
     from bmscale.training import checkpoint, record
     from bmscale.training.models import export_state
 
+    for name, action in {"step": "export", "to": "export", "ema": "export", "keep": "prune"}.items():
+        if getattr(options, name) not in (None, False) and options.action != action:
+            raise BadInput(f"--{name}: is an option of {action}; leave it out of {options.action}")
     run = RunFolder(Path(options.run))
     experiment = record.read_experiment(run)
     states, damaged = checkpoint.list_states(run.states), False
     own = record.fingerprint(record.read(run).identity)
+    if not states and options.action in ("list", "verify"):
+        raise BmscaleError(f"{run.states}: holds no training state")
     if options.action == "list":
         found: list[object] = [checkpoint.summary(state) for state in states]
     elif options.action == "verify":

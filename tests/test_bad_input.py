@@ -159,6 +159,11 @@ def change_run(key: str, value: object) -> Callable[[], None]:
     return apply
 
 
+def log_is_a_folder() -> None:
+    Path("runs/x/log.txt").unlink()
+    Path("runs/x/log.txt").mkdir()
+
+
 def no_states_and_metrics() -> None:
     shutil.rmtree("runs/x/state")
     Path("runs/x/metrics.jsonl").unlink()
@@ -272,6 +277,12 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "run below a file": (nothing, "train x.yaml run=valid.tsv/a/b", r"valid\.tsv/a/b: must be the folder of a run, .*valid\.tsv is no folder"),
     "too many tokens": (nothing, f"train x.yaml training.tokens_per_step={10**21}", r"training\.tokens_per_step: must be less than or equal to 1099511627776"),
     "too many epochs": (nothing, f"train x.yaml training.max_steps=null training.max_epochs={10**12}", r"training\.max_epochs: must be at most 1,000,000; got 1,000,000,000,000"),
+    "verify with an option of export": (nothing, "checkpoint verify runs/x --step 2", r"--step: is an option of export; leave it out of verify"),
+    "export with an option of prune": (nothing, "checkpoint export runs/x --to out --keep 2", r"--keep: is an option of prune; leave it out of export"),
+    "empty run.yaml": (write("runs/x/run.yaml", ""), "train x.yaml", r"runs/x/run\.yaml: damaged: it must be a mapping, and is empty"),
+    "log is a folder": (log_is_a_folder, "train x.yaml", r"runs/x/log\.txt: must be a file or free for one, and is a folder"),
+    "name of a folder of the run": (nothing, "train x.yaml run=runs/new name=state", r"name: must not be one that the run folder uses itself; got 'state'"),
+    "another experiment altogether": (nothing, "train x.yaml training.seed=1 training.clip_norm=2 training.label_smoothing=0.2 training.tokens_per_step=9 training.precision=bf16 training.optimizer.learning_rate=1", r"holds a run of another experiment; training\.seed: the run has 0, now 1; .*; and 1 more\. Choose"),
     "every state damaged": (lambda: [path.write_bytes(b"x") for path in Path("runs/x/state").glob("*/state.json")], "checkpoint export runs/x", r"must be whole to be exported: .*state\.json: damaged"),
     "two target languages without tags": (change("x.yaml", "train: train.tsv", "train: [train.tsv, {path: valid.tsv, target_language: fr}]"), f"prepare x.yaml {FRESH}", r"x\.yaml:2: data: .*several target languages \(de, fr\).*set language_tags: true"),
     "validation of a language never trained": (change("x.yaml", "valid: valid.tsv", "valid: {path: valid.tsv, target_language: fr}"), f"prepare x.yaml {FRESH}", r"valid translates into fr, which no training corpus does"),
@@ -384,6 +395,16 @@ def test_an_export_has_the_tokenizer_that_the_run_trained_with(work, capsys):
     assert Path("prepared/spiece.model").read_bytes() != wanted
     assert main(["checkpoint", "export", "runs/x", "--to", "out"]) == 0
     assert Path("out/spiece.model").read_bytes() == wanted
+
+
+def test_without_states_there_is_nothing_to_verify(work, capsys, monkeypatch):
+    shutil.rmtree("runs/x/state")
+    for action in ("list", "verify"):
+        assert main(["checkpoint", action, "runs/x"]) == 1
+        assert capsys.readouterr() == ("", "bmscale: error: runs/x/state: holds no training state\n")
+    Path("runs/x/state").write_text("x")  # as one that cannot be read
+    assert main(["checkpoint", "verify", "runs/x"]) == 2
+    assert capsys.readouterr().err == "bmscale: error: runs/x/state: Not a directory\n"
 
 
 def test_the_command_itself_ends_with_2_and_one_line(work):

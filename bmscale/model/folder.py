@@ -10,6 +10,7 @@ there where the model writes text. Nothing in it is a pickle.
 
 import copy
 import difflib
+import errno
 import hashlib
 import json
 import math
@@ -123,8 +124,13 @@ def write_model_folder(
             file.chmod(mode)
             _sync(file)
         _sync(fresh)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+        ):  # mostly of no file, or the source
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     if path.exists():
         _discard(replaced)

@@ -92,8 +92,13 @@ def is_anothers(run: RunFolder) -> bool:
 
 def _lock(run: RunFolder) -> int:
     path, begun = path_of(run), time.monotonic()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise BadInput(
+            f"{run.path}: must be a folder that can be written ({path}: {error.strerror}); choose another run=FOLDER"
+        ) from None
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -23,6 +23,10 @@ from bmscale.experiment import Experiment, RunFolder, experiment_class
 PACKAGES = ("bmscale", "torch", "deepspeed", "transformers", "accelerate", "sacrebleu", "sentencepiece", "numpy")
 
 
+MOST_SHOWN = 5
+"""Of keys that differ from those of a run."""
+
+
 class Record(Config):
     """The content of run.yaml."""
 
@@ -72,6 +76,8 @@ def check(
     folder: RunFolder, given: dict[str, Any], experiment: Experiment, total_steps: int, *, new_schedule: bool
 ) -> bool:
     """Whether the folder holds a run to go on with. Raises BadInput when it holds another one, naming the keys."""
+    if folder.log.is_dir():
+        raise BadInput(f"{folder.log}: must be a file or free for one, and is a folder; move it elsewhere")
     if not folder.record.exists():
         # What a start that did not come far leaves, and what slurm/train.sh and `bmscale submit` write before it.
         before = {folder.log, folder.exit, folder.ranks, folder.logs, folder.submitted}
@@ -85,7 +91,8 @@ def check(
     if changed:
         raise BadInput(
             f"{folder.path}: holds a run of another experiment; "
-            + "; ".join(f"{key}: the run has {was!r}, now {now!r}" for key, was, now in changed)
+            + "; ".join(f"{key}: the run has {was!r:.80}, now {now!r:.80}" for key, was, now in changed[:MOST_SHOWN])
+            + (f"; and {len(changed) - MOST_SHOWN} more" if len(changed) > MOST_SHOWN else "")
             + ". Choose another run=FOLDER, or give the run's own values"
         )
     was_schedule = _mapping(folder, _mapping(folder, record.experiment, "training"), "schedule")
@@ -139,6 +146,8 @@ def read(folder: RunFolder) -> Record:
         raise BadInput(f"{folder.path}: not a run folder: it has no run.yaml")
     try:
         values = yaml.safe_load(folder.record.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it must be a mapping, and is " + ("empty" if values is None else "none"))
         return Record.model_validate(values)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         first = str(error).splitlines()

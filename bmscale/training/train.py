@@ -110,7 +110,10 @@ def planned(
 
     Raises BadInput for all that one process can know to be wrong before the ranks start.
     """
-    training = experiment.training
+    training, run = experiment.training, experiment.run_folder
+    taken = {path.name for path in vars(run).values() if path.parent == run.path} | {"lock", "STOP", "SAVE"}
+    if experiment.name in taken:  # trackers make a folder of the name
+        raise BadInput(f"name: must not be one that the run folder uses itself; got '{experiment.name}'")
     data = DATA[experiment.task](experiment)
     plan = data.plan()
     if (training.max_epochs or 0) > MOST_EPOCHS:
@@ -120,7 +123,7 @@ def planned(
     config = inherited.shape(experiment, data.tokenizer, **data.model_options())
     data.check(config)
     identity = record.identity(experiment, data.manifest["data_hash"], _shape(config))
-    record.check(experiment.run_folder, identity, experiment, total_steps, new_schedule=new_schedule)
+    record.check(run, identity, experiment, total_steps, new_schedule=new_schedule)
     return data, plan, total_steps, inherited, config, identity
 
 
@@ -435,6 +438,8 @@ class _Loop:
         """
         step, most = standing.data_step, self.experiment.training.max_rollbacks
         advice = "lower training.optimizer.learning_rate or lengthen training.schedule.warmup_steps"
+        if self.spikes:
+            advice += ", or raise training.spikes.threshold"
         if standing.rollbacks >= most:
             raise Diverged(f"step {step}: {why}, after {standing.rollbacks} rollbacks of at most {most}; {advice}")
         self.at(LOADING, step)
@@ -480,8 +485,8 @@ class _Loop:
             written = self.models.write(self.run.running_mean, standing, result, kind=AVERAGE) and written
         if not (written and self.states.save(standing.with_(finished=True), wait=True)):
             raise BmscaleError(
-                f"{self.run.path}: trained to its end, but the result could not be written (see above); make room, "
-                "and the same command writes it"
+                f"{self.run.path}: trained to its end, but the result could not be written; make room, or mend "
+                "what is said above, and the same command writes it"
             )
         self.trackers.finish()
         process_group.barrier()  # launchers kill those that are late once the first rank has left

@@ -251,6 +251,17 @@ def test_nothing_but_a_model_is_replaced(folder, spiece, model, tmp_path, monkey
     assert "data_hash" not in open_model_folder(folder).provenance
 
 
+def test_a_full_disk_is_told_of_the_folder_that_is_written(spiece, model, tmp_path, monkeypatch):
+    def full(source: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device", str(source), None, str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_model_folder(tmp_path / "m", model.config, model.named_parameters(), spiece, {})
+    assert (caught.value.errno, caught.value.filename) == (28, str(tmp_path / "m"))
+    assert not list(tmp_path.glob("*m*"))
+
+
 FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "spiece.model", "provenance.json"]
 
 
