@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("bmscale")
 
 EXIT_CODES = """
-exit codes: 0 done, 1 failed, 2 bad input, 3 diverged, 4 out of memory, 5 lost rank or hang, 75 preempted.
+exit codes: 0 done, 1 failed, 2 bad input, 3 diverged, 4 out of memory, 5 lost rank or hang, 75 preempted,
+130 interrupted.
 Under a launcher, which returns 1 whatever its ranks returned, read RUN/exit.json."""
 
 
@@ -155,7 +156,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.dry_run:
         from bmscale.cluster import preflight
 
-        preflight.check(experiment)
+        preflight.check(experiment, new_schedule=options.new_schedule)
         print(experiment.run_folder.path)
         return 0
     from bmscale.evaluation.report import write_report_or_warn
@@ -211,7 +212,7 @@ def _submit(options: argparse.Namespace) -> None:
         print(fill_in([options.config, *overrides, *train], sbatch), end="")
         return
     if not any(option.startswith("--dependency") for option in sbatch):  # the data may be prepared by an earlier job
-        preflight.check(experiment)
+        preflight.check(experiment, new_schedule=options.new_schedule)
     job = submit(experiment, train, sbatch)
     log.info("job %s trains %s", job, experiment.run_folder.path)
     print(job)
@@ -237,9 +238,15 @@ def _checkpoint(options: argparse.Namespace) -> int:
     from bmscale.training import checkpoint, record
     from bmscale.training.models import export_state
 
+    for name, action in {"step": "export", "to": "export", "ema": "export", "keep": "prune"}.items():
+        if getattr(options, name) not in (None, False) and options.action != action:
+            raise BadInput(f"--{name}: is an option of {action}; leave it out of {options.action}")
     run = RunFolder(Path(options.run))
     experiment = record.read_experiment(run)
     states, damaged = checkpoint.list_states(run.states), False
+    own = record.fingerprint(record.read(run).identity)
+    if not states and options.action in ("list", "verify"):
+        raise BmscaleError(f"{run.states}: holds no training state")
     if options.action == "list":
         found: list[object] = [checkpoint.summary(state) for state in states]
     elif options.action == "verify":
@@ -248,7 +255,7 @@ def _checkpoint(options: argparse.Namespace) -> int:
         found = [{"state": name, "whole": not wrong, "problems": wrong} for name, wrong in problems.items()]
     elif options.action == "prune":
         keep = experiment.training.keep_states if options.keep is None else options.keep
-        found = [path.name for path in checkpoint.prune(run.states, keep)]
+        found = [path.name for path in checkpoint.prune(run.states, keep, own)]
     else:
         state = checkpoint.choose(run.states, options.step)
         out = Path(options.to) if options.to else run.models / state.name.replace("step", "state")

@@ -18,7 +18,7 @@ from bmscale.errors import BadInput
 from bmscale.model.config import TransformerConfig, option_types
 from bmscale.model.tasks import TASKS, Task
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=2**40)]
 
 
 class OptimizerConfig(Config):

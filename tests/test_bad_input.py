@@ -1,6 +1,7 @@
 """Every mistake a person makes: one clear message, exit code 2, no traceback, nothing written."""
 
 import io
+import json
 import lzma
 import re
 import shutil
@@ -8,8 +9,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from bmscale.cli import main
 
@@ -136,6 +139,63 @@ def nothing() -> None:
     pass
 
 
+def saved_by(run: str | None) -> Callable[[], None]:
+    def apply() -> None:
+        from bmscale.training.checkpoint import _seal
+
+        (path,) = Path("runs/x/state").glob("*/state.json")
+        values = {**json.loads(path.read_bytes()), "run": run}
+        del values["sha256"]
+        path.write_text(json.dumps({**values, "sha256": _seal(values)}))
+
+    return apply
+
+
+def change_run(key: str, value: object) -> Callable[[], None]:
+    def apply() -> None:
+        path = Path("runs/x/run.yaml")
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), key: value}))
+
+    return apply
+
+
+def log_is_a_folder() -> None:
+    Path("runs/x/log.txt").unlink()
+    Path("runs/x/log.txt").mkdir()
+
+
+def no_states_and_metrics() -> None:
+    shutil.rmtree("runs/x/state")
+    Path("runs/x/metrics.jsonl").unlink()
+
+
+def change_identity(change: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+    def apply() -> None:
+        path = Path("runs/x/run.yaml")
+        values = yaml.safe_load(path.read_text())
+        change(values["identity"])
+        path.write_text(yaml.safe_dump(values))
+
+    return apply
+
+
+def shape(**options: object) -> Callable[[], None]:
+    """Another one in run.yaml than that of the state, which is of a version that did not note its run."""
+
+    def apply() -> None:
+        saved_by(None)()
+        change_identity(lambda identity: identity["model"].update(options))()
+
+    return apply
+
+
+def other_data() -> None:
+    """Another training set prepared into the folder that the run was trained from, and the run's models gone."""
+    Path("train.tsv").write_text(corpus(14))
+    shutil.rmtree("runs/x/model")
+    assert main(["prepare", "x.yaml", "--force"]) == 0
+
+
 def pieces_of_two_sizes() -> None:
     """A second run, of another width."""
     folder = Path("runs/x/model/best")
@@ -195,6 +255,34 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "prune all but one": (nothing, "checkpoint prune runs/x --keep 1", r"--keep: must be at least 2"),
     "export of a state that is not there": (nothing, "checkpoint export runs/x --step 7", r"must hold a state of step 7; it has step-00000002"),
     "export of a running mean that was not kept": (nothing, "checkpoint export runs/x --ema", r"has no running mean"),
+    "export over the present folder": (nothing, "checkpoint export runs/x --to .", r"exists and is no model folder, or holds more than a model"),
+    "export over a folder above": (nothing, "checkpoint export runs/x --to runs/..", r"exists and is no model folder"),
+    "export over the run": (nothing, "checkpoint export runs/x --to runs/x", r"runs/x: exists and is no model folder"),
+    "export over the states": (nothing, "checkpoint export runs/x --to runs/x/state", r"runs/x/state: exists and is no model folder"),
+    "export among the states": (nothing, "checkpoint export runs/x --to runs/x/state/step-00000009", r"must not lie among the training states"),
+    "export over other files": (stranger, "checkpoint export runs/x --to runs/other", r"runs/other: exists and is no model folder"),
+    "export over a model and more": (write(f"{BEST}/thesis.txt", "x"), f"checkpoint export runs/x --to {BEST}", r"holds more than a model"),
+    "export over a file": (nothing, "checkpoint export runs/x --to valid.tsv", r"valid\.tsv: exists and is no model folder"),
+    "state of another run": (saved_by("another"), "train x.yaml training.max_steps=4", r"step-00000002: was saved by another run"),
+    "export of a state of another run": (saved_by("another"), "checkpoint export runs/x --to out", r"step-00000002: was saved by another run"),
+    "state under another number": (lambda: Path("runs/x/state/step-00000002").rename("runs/x/state/step-00000001"), "train x.yaml training.max_steps=4", r"holds no training state that is whole"),
+    "export with another shape": (shape(hidden_size=32), "checkpoint export runs/x --to out", r"must be of the model in runs/x/run\.yaml, and is not: tensor "),
+    "export with a shape that cannot be": (shape(hidden_size="many"), "checkpoint export runs/x --to out", r"runs/x/run\.yaml: damaged: identity\.model: "),
+    "export without identity": (change_identity(lambda identity: identity.clear()), "checkpoint export runs/x --to out", r"runs/x/run\.yaml: damaged: its identity must hold data_hash and model"),
+    "export without any tokenizer of the run": (other_data, "checkpoint export runs/x --to out", r"spiece\.model: must be in prepared with the data of the run"),
+    "run.yaml without an experiment": (change_run("experiment", {}), "train x.yaml", r"run\.yaml: damaged: its experiment must hold the section training"),
+    "run.yaml with a list for a section": (change_run("experiment", {"training": [1]}), "train x.yaml", r"run\.yaml: damaged: its experiment must hold the section training"),
+    "states and metrics are gone": (no_states_and_metrics, "train x.yaml", r"holds no training state, and the run had saved one"),
+    "run is a file": (nothing, "train x.yaml run=valid.tsv", r"valid\.tsv: must be the folder of a run, or free for a new one; .*valid\.tsv is no folder"),
+    "run below a file": (nothing, "train x.yaml run=valid.tsv/a/b", r"valid\.tsv/a/b: must be the folder of a run, .*valid\.tsv is no folder"),
+    "too many tokens": (nothing, f"train x.yaml training.tokens_per_step={10**21}", r"training\.tokens_per_step: must be less than or equal to 1099511627776"),
+    "too many epochs": (nothing, f"train x.yaml training.max_steps=null training.max_epochs={10**12}", r"training\.max_epochs: must be at most 1,000,000; got 1,000,000,000,000"),
+    "verify with an option of export": (nothing, "checkpoint verify runs/x --step 2", r"--step: is an option of export; leave it out of verify"),
+    "export with an option of prune": (nothing, "checkpoint export runs/x --to out --keep 2", r"--keep: is an option of prune; leave it out of export"),
+    "empty run.yaml": (write("runs/x/run.yaml", ""), "train x.yaml", r"runs/x/run\.yaml: damaged: it must be a mapping, and is empty"),
+    "log is a folder": (log_is_a_folder, "train x.yaml", r"runs/x/log\.txt: must be a file or free for one, and is a folder"),
+    "name of a folder of the run": (nothing, "train x.yaml run=runs/new name=state", r"name: must not be one that the run folder uses itself; got 'state'"),
+    "another experiment altogether": (nothing, "train x.yaml training.seed=1 training.clip_norm=2 training.label_smoothing=0.2 training.tokens_per_step=9 training.precision=bf16 training.optimizer.learning_rate=1", r"holds a run of another experiment; training\.seed: the run has 0, now 1; .*; and 1 more\. Choose"),
     "every state damaged": (lambda: [path.write_bytes(b"x") for path in Path("runs/x/state").glob("*/state.json")], "checkpoint export runs/x", r"must be whole to be exported: .*state\.json: damaged"),
     "two target languages without tags": (change("x.yaml", "train: train.tsv", "train: [train.tsv, {path: valid.tsv, target_language: fr}]"), f"prepare x.yaml {FRESH}", r"x\.yaml:2: data: .*several target languages \(de, fr\).*set language_tags: true"),
     "validation of a language never trained": (change("x.yaml", "valid: valid.tsv", "valid: {path: valid.tsv, target_language: fr}"), f"prepare x.yaml {FRESH}", r"valid translates into fr, which no training corpus does"),
@@ -274,6 +362,7 @@ def tree(folder: Path) -> dict[str, float]:
 def test_mistake(mistake, work, capsys, monkeypatch):
     apply, command, message = MISTAKES[mistake]
     apply()
+    capsys.readouterr()
     before = tree(work)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     code = main(command.split())
@@ -296,6 +385,26 @@ def test_launcher_and_experiment_must_agree(work, capsys, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds_configs/zero2.json")
     assert main(["train", "x.yaml", "training.deepspeed=zero3", "run=runs/new"]) == 2
     assert "they must be the same" in capsys.readouterr().err
+
+
+def test_an_export_has_the_tokenizer_that_the_run_trained_with(work, capsys):
+    """Although its prepared folder holds other data now."""
+    wanted = Path(f"{BEST}/spiece.model").read_bytes()
+    Path("train.tsv").write_text(corpus(14))
+    assert main(["prepare", "x.yaml", "data.tokenizer.vocabulary_size=48", "--force"]) == 0
+    assert Path("prepared/spiece.model").read_bytes() != wanted
+    assert main(["checkpoint", "export", "runs/x", "--to", "out"]) == 0
+    assert Path("out/spiece.model").read_bytes() == wanted
+
+
+def test_without_states_there_is_nothing_to_verify(work, capsys, monkeypatch):
+    shutil.rmtree("runs/x/state")
+    for action in ("list", "verify"):
+        assert main(["checkpoint", action, "runs/x"]) == 1
+        assert capsys.readouterr() == ("", "bmscale: error: runs/x/state: holds no training state\n")
+    Path("runs/x/state").write_text("x")  # as one that cannot be read
+    assert main(["checkpoint", "verify", "runs/x"]) == 2
+    assert capsys.readouterr().err == "bmscale: error: runs/x/state: Not a directory\n"
 
 
 def test_the_command_itself_ends_with_2_and_one_line(work):

@@ -1,23 +1,30 @@
 """What is checked before ranks are started: once for the job, and between its nodes."""
 
+import os
 import shutil
 import sys
 from datetime import timedelta
 
-from bmscale.data.manifest import load_manifest
+from bmscale.engine import deepspeed_config
+from bmscale.engine.trackers import choose_trackers
 from bmscale.errors import BadInput
 from bmscale.experiment import Experiment
 from bmscale.model.sizes import count_parameters
+from bmscale.training.checkpoint import list_states
 from bmscale.training.inheritance import Inheritance
-from bmscale.training.train import DATA
+from bmscale.training.train import planned
 
 
-def check(experiment: Experiment) -> None:
-    """Whether the data is prepared and the run's file system has room. Reads little and writes nothing.
+def check(experiment: Experiment, *, new_schedule: bool = False) -> None:
+    """Whether training would begin: data, shape, run folder, choice of DeepSpeed and trackers, room. Writes nothing.
 
     Raises BadInput. What only the ranks can check, training itself checks.
     """
-    load_manifest(experiment.data.directory, DATA[experiment.task].kind)
+    planned(experiment, new_schedule=new_schedule)
+    choose_trackers(experiment.training.trackers)
+    choice = deepspeed_config.choose(experiment.training.deepspeed, os.environ, 1)
+    if choice is not None:
+        deepspeed_config.read(choice)
     check_room(experiment)
 
 
@@ -30,7 +37,7 @@ def check_room(experiment: Experiment) -> None:
     training, run = experiment.training, experiment.run_folder
     shape = experiment.model.build(experiment.data.tokenizer.vocabulary_size, Inheritance.of(experiment).config)
     parameters = count_parameters(shape).total
-    there = len(list(run.states.glob("step-*")))
+    there = len(list_states(run.states))
     to_come = max(1, training.keep_states + 1 - there)
     state_bytes = parameters * (12 if training.ema_decay is None else 16)
     needed = to_come * state_bytes + 2 * 4 * parameters

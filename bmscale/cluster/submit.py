@@ -7,6 +7,7 @@ RUN/submitted/TIME/
   code.diff         what the code differs in from its commit, where it does
 """
 
+import contextlib
 import os
 import re
 import shlex
@@ -81,6 +82,9 @@ def submit(experiment: Experiment, train_options: Sequence[str], options: Sequen
     result = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False)
     if result.returncode:
         shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # what else is in them stays
+            for empty in (folder.parent, experiment.run_folder.path):
+                empty.rmdir()
         raise BmscaleError(f"sbatch refused the job: {result.stderr.strip() or f'code {result.returncode}'}")
     job = result.stdout.strip().partition(";")[0]  # `123;cluster` where there are several
     _write_yaml(folder / "submission.yaml", {**facts, "job": job})

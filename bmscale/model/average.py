@@ -16,7 +16,7 @@ from bmscale.errors import BadInput
 from bmscale.model.folder import (
     GENERATION,
     ModelFolder,
-    holds_only_a_model,
+    check_target,
     open_model_folder,
     tensor_files,
     write_model_folder,
@@ -68,8 +68,7 @@ def _check_out(out: Path, models: Sequence[ModelFolder]) -> None:
         seen[place] = model.path
     if out.resolve() in seen:
         raise BadInput(f"{out}: must not be one of the folders that are averaged; give another name")
-    if (out.exists() or out.is_symlink()) and not holds_only_a_model(out):
-        raise BadInput(f"{out}: exists and is no model folder, or holds more than a model; give another name")
+    check_target(out)
 
 
 def _check_alike(first: ModelFolder, other: ModelFolder) -> None:

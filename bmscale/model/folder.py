@@ -10,6 +10,7 @@ there where the model writes text. Nothing in it is a pickle.
 
 import copy
 import difflib
+import errno
 import hashlib
 import json
 import math
@@ -97,9 +98,9 @@ def write_model_folder(
     A figure that is not finite is written as null.
 
     Raises ValueError, leaving the old folder alone, when the tensors are not exactly those of `config`, and for a
-    masked language model without `mask_token_id`.
+    masked language model without `mask_token_id`; BadInput, likewise, as `check_target` does.
     """
-    path = Path(path)
+    path = check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Fixed names beside the folder: what a crash leaves behind is removed by the next write, not collected.
     fresh, replaced = path.parent / f".{path.name}.writing", path.parent / f".{path.name}.replaced"
@@ -123,15 +124,41 @@ def write_model_folder(
             file.chmod(mode)
             _sync(file)
         _sync(fresh)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+        ):  # mostly of no file, or the source
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     if path.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
+        _discard(replaced)
         path.rename(replaced)
     fresh.rename(path)
     _sync(path.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    _discard(replaced)
+
+
+def check_target(path: str | Path) -> Path:
+    """Where a model folder may be written: a name that is free, or a folder with a model and nothing else.
+
+    `.`, `..` and the like come back as the folder that they stand for. Raises BadInput for any other place.
+    """
+    path = Path(path)
+    if path.name in ("", ".."):
+        path = path.resolve()
+    if (path.exists() or path.is_symlink()) and not holds_only_a_model(path):
+        raise BadInput(f"{path}: exists and is no model folder, or holds more than a model; give another name")
+    return path
+
+
+def _discard(path: Path) -> None:
+    """Remove what made way, as far as it goes: of a link the link alone."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_configs(

@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,7 +34,7 @@ from safetensors.torch import save as serialize
 from bmscale.config import Config
 from bmscale.engine import process_group
 from bmscale.engine.engine import Engine, Piece
-from bmscale.errors import BadInput
+from bmscale.errors import BadInput, message
 from bmscale.training.standing import Standing
 
 log = logging.getLogger("bmscale")
@@ -44,7 +45,11 @@ FILE_BYTES = 2**28
 """A file is closed when it holds so much. Saving needs about twice that in memory, or twice a rank's largest piece."""
 MOST_OPEN_FILES = 8
 UNREADABLE = "cannot be read"
-REPLACED = ".replaced-"
+TEMPORARY, REPLACED, DOOMED = ".tmp-", ".replaced-", ".old-"
+"""Before the name of a state: being written; made way for one of its name; being removed."""
+DAMAGED, ASIDE = "damaged-", "aside-"
+"""Before the name of a state that was set aside: because it is damaged; because another one needed its name."""
+_NAME = re.compile(r"step-\d{8,}")
 
 
 class FileRecord(Config):
@@ -76,10 +81,24 @@ class Manifest(Config):
     """The full shape of each parameter."""
     pieces: dict[str, list[PieceRecord]]
     files: dict[str, FileRecord]
+    run: str | None = None
+    """The fingerprint of the run's identity (`record.fingerprint`); None in states of earlier versions."""
 
 
 class WrongFormat(BadInput):
     """A state of another version of bmscale: not damaged, and not to be passed over."""
+
+
+class Unreadable(BadInput):
+    """A state that the file system does not give now, and may give later: nobody knows whether it is damaged."""
+
+
+class Misplaced(BadInput):
+    """A state under the name of another step: a copy that somebody made. It is never loaded, replaced or removed."""
+
+
+class Foreign(BadInput):
+    """A state that another run saved; as Misplaced."""
 
 
 class SaveFailed(Exception):
@@ -115,12 +134,15 @@ class Save:
     made.
     """
 
-    def __init__(self, folder: Path, engine: Engine, standing: Standing, probe: float | None) -> None:
+    def __init__(
+        self, folder: Path, engine: Engine, standing: Standing, probe: float | None, run: str | None = None
+    ) -> None:
         self._begun = time.monotonic()
+        self._run = run
         self._engine, self._standing, self._probe = engine, standing, probe
         self._folder = folder
-        self._final = folder / f"step-{standing.data_step:08d}"
-        self._temporary = folder / f".tmp-{self._final.name}"
+        self._final = folder / state_name(standing.data_step)
+        self._temporary = folder / f"{TEMPORARY}{self._final.name}"
         self._writer: ThreadPoolExecutor | None = None
         self._result: Future[_Written] | None = None
         self._written: _Written | None = None
@@ -176,8 +198,9 @@ class Save:
         reached("prepare")
         self._folder.mkdir(parents=True, exist_ok=True)
         _restore_replaced(self._folder)
-        for leftover in self._folder.glob(".*-step-*"):  # of starts that died while they wrote or removed a state
-            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in _named(self._folder, TEMPORARY, REPLACED, DOOMED):  # of starts that died at it
+            with contextlib.suppress(OSError):
+                _delete(leftover)
         self._temporary.mkdir()
 
     def _write_pieces(self, pieces: Iterable[Piece]) -> _Written:
@@ -242,13 +265,14 @@ class Save:
             shapes={name: list(shape) for name, shape in shapes.items()},
             pieces=pieces,
             files=files,
+            run=self._run,
         )
         reached("manifest")
         write_durably(self._temporary / MANIFEST, json.dumps(_sealed(manifest)).encode())
         _flush(self._temporary)
         replaced = self._final.with_name(f"{REPLACED}{self._final.name}")
         if self._final.exists():  # the end of a run may fall on a step that was saved already
-            self._final.rename(replaced)
+            self._make_way(replaced)
         reached("rename")
         try:
             self._temporary.rename(self._final)
@@ -261,11 +285,18 @@ class Save:
         _known_whole[self._final] = _signature(self._final)
         reached("retain")
         try:
-            if replaced.exists():
-                shutil.rmtree(replaced)
-            retain(self._folder, keep)
+            _delete(replaced)
+            retain(self._folder, keep, self._run)
         except OSError as error:  # the state is there all the same
             log.warning("an older training state could not be removed: %s", error)
+
+    def _make_way(self, replaced: Path) -> None:
+        if _stays(self._final, self._run):
+            aside = self._final.with_name(f"{ASIDE}{time.time_ns()}-{self._final.name}")
+            log.warning("%s: was not saved there by this run; it is %s now", self._final, aside)
+            self._final.rename(aside)
+        else:
+            self._final.rename(replaced)
 
 
 def _check_cover(pieces: Mapping[str, list[PieceRecord]], shapes: Mapping[str, torch.Size]) -> None:
@@ -328,9 +359,31 @@ def file_record(path: Path) -> FileRecord:
 # ---- keeping
 
 
+def state_name(step: int) -> str:
+    """The folder of the state after so many global steps."""
+    return f"step-{step:08d}"
+
+
 def list_states(folder: Path) -> list[Path]:
-    """The committed states of a run, oldest first; whether they are still whole, `verify` tells."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    """The committed states of a run, oldest first; whether they are still whole, `verify` tells.
+
+    Other folders, such as a copy `step-00000100.bak`, are no states. Raises OSError where the folder cannot be read.
+    """
+    found = [path for path in _named(folder, "") if path.is_dir()]
+    return sorted(found, key=lambda path: (int(path.name.partition("-")[2]), path.name))
+
+
+def _named(folder: Path, *prefixes: str) -> list[Path]:
+    """What is called as a state is, behind one of these prefixes."""
+    try:
+        paths = list(folder.iterdir())  # not glob, to which a folder that it may not read is empty
+    except FileNotFoundError:
+        return []
+    return [
+        path
+        for path in paths
+        if any(path.name.startswith(each) and _NAME.fullmatch(path.name[len(each) :]) for each in prefixes)
+    ]
 
 
 def verify(state: Path, share: slice = slice(None)) -> list[str]:
@@ -365,7 +418,7 @@ def verify(state: Path, share: slice = slice(None)) -> list[str]:
 def choose(folder: Path, step: int | None = None) -> Path:
     """The state of a data step, or the newest. Raises BadInput naming those that there are."""
     states = list_states(folder)
-    wanted = [state for state in states if step is None or state == folder / f"step-{step:08d}"]
+    wanted = [state for state in states if step is None or state == folder / state_name(step)]
     if not wanted:
         have = ", ".join(state.name for state in states) or "none"
         raise BadInput(f"{folder}: must hold a state{'' if step is None else f' of step {step}'}; it has {have}")
@@ -417,13 +470,16 @@ def _is_whole(state: Path) -> bool:
         return False
 
 
-def retain(folder: Path, keep: int) -> list[Path]:
+def retain(folder: Path, keep: int, run: str | None = None) -> list[Path]:
     """Remove states that are older than the newest `keep` whole ones. Returns those that were removed.
 
-    One that is not whole does not count, and goes only when enough whole ones are newer.
+    One that is not whole does not count, and goes only when enough whole ones are newer. One that is misplaced,
+    of another run than `run` or not to be read now neither counts nor goes.
     """
     whole, removed = 0, []
     for state in reversed(list_states(folder)):
+        if _stays(state, run):
+            continue
         if whole >= keep:
             _remove(state)
             removed.append(state)
@@ -432,21 +488,33 @@ def retain(folder: Path, keep: int) -> list[Path]:
     return removed
 
 
-def prune(folder: Path, keep: int) -> list[Path]:
+def prune(folder: Path, keep: int, run: str | None = None) -> list[Path]:
     """`retain`, and what damaged or removed states left behind as well. Raises BadInput for less than two."""
     if keep < 2:
         raise BadInput(f"--keep: must be at least 2, so that one state may be damaged; got {keep}")
-    leftovers = [*folder.glob("damaged-step-*"), *folder.glob(".old-step-*")]
-    for leftover in leftovers:
-        shutil.rmtree(leftover)
-    return [*retain(folder, keep), *leftovers]
+    removed = retain(folder, keep, run)
+    for leftover in _named(folder, DAMAGED, DOOMED):
+        try:
+            _delete(leftover)
+            removed.append(leftover)
+        except OSError as error:
+            log.warning("%s: could not be removed: %s", leftover, error.strerror)
+    return removed
 
 
 def _remove(state: Path) -> None:
     """Remove a state under another name, so that a death half-way leaves nothing that looks like one."""
-    doomed = state.with_name(f".old-{state.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    shutil.rmtree(state.rename(doomed))
+    doomed = state.with_name(f"{DOOMED}{state.name}")
+    _delete(doomed)
+    _delete(state.rename(doomed))
+
+
+def _delete(path: Path) -> None:
+    """Remove a folder, if it is there; of a link the link alone."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 # ---- reading
@@ -454,24 +522,34 @@ def _remove(state: Path) -> None:
 
 def _restore_replaced(folder: Path) -> None:
     """Put back a state that made way for a new one which never came."""
-    for replaced in folder.glob(f"{REPLACED}step-*"):
+    for replaced in _named(folder, REPLACED):
         state = folder / replaced.name.removeprefix(REPLACED)
         if not state.exists():
             replaced.rename(state)
 
 
-def find_usable(folder: Path, before: int | None = None) -> Path | None:
+def find_usable(folder: Path, before: int | None = None, run: str | None = None) -> Path | None:
     """The newest state whose every hash is right, None where none was ever committed. Collective: ranks share the work.
 
-    `before` takes only states of fewer optimizer steps. A damaged one is reported and set aside as `damaged-step-…`.
-    Raises BadInput when states were committed and none is usable: a run never starts anew in silence.
+    `before` takes only states of fewer optimizer steps, `run` only those of that run (`record.fingerprint`). A damaged
+    one is reported and set aside as `damaged-step-…`; a misplaced one is reported and left alone. Raises BadInput when
+    states were committed and none is usable, so that a run never starts anew in silence; where one is of another run;
+    and where the newest cannot be read now.
     """
     rank, world_size = process_group.rank_and_world_size()
     # Rank 0 lists: other nodes of a shared file system may still see the folder as it was.
+    states: list[Path] = []
+    problem, had_one = None, False
     if rank == 0:
-        _restore_replaced(folder)
-    listed = [state for state in list_states(folder) if before is None or _optimizer_step(state) < before]
-    states: list[Path] = process_group.gather_objects(listed if rank == 0 else None)[0]
+        try:
+            _restore_replaced(folder)
+            had_one = bool(list_states(folder)) or (folder / POINTER).exists()
+            states = _candidates(folder, before, run)
+        except (BadInput, OSError) as error:
+            problem = message(error)
+    states, problem, had_one = process_group.gather_objects((states, problem, had_one))[0]
+    if problem is not None:
+        raise BadInput(problem)
     for state in reversed(states):
         shares = process_group.gather_objects(verify(state, slice(rank, None, world_size)))
         problems = list(dict.fromkeys(problem for share in shares for problem in share))
@@ -482,7 +560,7 @@ def find_usable(folder: Path, before: int | None = None) -> Path | None:
         if rank == 0 and not any(UNREADABLE in problem for problem in problems):
             _set_aside(state)
         process_group.barrier()
-    if before is None and (states or (folder / POINTER).exists()):
+    if before is None and had_one:
         raise BadInput(
             f"{folder}: holds no training state that is whole, and the run had saved one. Put one back, or choose "
             "another run=FOLDER to start anew"
@@ -490,20 +568,46 @@ def find_usable(folder: Path, before: int | None = None) -> Path | None:
     return None
 
 
-def _optimizer_step(state: Path) -> int:
-    """Of a damaged manifest 0: then the hashes decide."""
+def _candidates(folder: Path, before: int | None, run: str | None) -> list[Path]:
+    """The states that may be loaded, oldest first. Of a damaged manifest the hashes decide.
+
+    Raises WrongFormat; Foreign at a start (no `before`); and Unreadable where no newer state can be read, for the run
+    would go on from an older one and write over this one.
+    """
+    found: list[Path] = []
+    readable = 0
+    for state in reversed(list_states(folder)):
+        try:
+            standing = read_own(state, run).standing
+        except WrongFormat:
+            raise
+        except (Misplaced, Foreign, Unreadable) as error:
+            if before is None and (isinstance(error, Foreign) or (isinstance(error, Unreadable) and not readable)):
+                raise
+            log.warning("%s: it is not used, and stays", error)
+            continue
+        except BadInput:
+            found.append(state)
+            continue
+        readable += 1
+        if before is None or standing.optimizer_step < before:
+            found.append(state)
+    return found[::-1]
+
+
+def _stays(state: Path, run: str | None) -> bool:
+    """Whether it is somebody's, or nobody knows: never to be removed or replaced."""
     try:
-        return read_manifest(state).standing.optimizer_step
-    except WrongFormat:
-        raise
-    except BadInput:
-        return 0
+        read_own(state, run)
+    except BadInput as error:
+        return isinstance(error, Misplaced | Foreign | Unreadable | WrongFormat)
+    return False
 
 
 def _set_aside(state: Path) -> None:
-    aside = state.with_name(f"damaged-{state.name}")
+    aside = state.with_name(f"{DAMAGED}{state.name}")
     with contextlib.suppress(OSError):  # on a file system that cannot be written it is passed over each time
-        shutil.rmtree(aside, ignore_errors=True)
+        _delete(aside)
         state.rename(aside)
 
 
@@ -518,7 +622,7 @@ def _seal(values: dict[str, Any]) -> str:
 
 
 def read_manifest(state: Path) -> Manifest:
-    """Raises BadInput for a manifest that is damaged or of another format."""
+    """Raises BadInput for a manifest that is missing or damaged, and as WrongFormat, Unreadable and Misplaced say."""
     path = state / MANIFEST
     try:
         values = json.loads(path.read_bytes())
@@ -527,10 +631,29 @@ def read_manifest(state: Path) -> Manifest:
             raise ValueError("its SHA-256 differs")
         if values.get("format") != FORMAT:
             raise WrongFormat(f"{path}: has format {values.get('format')}, this version reads {FORMAT}")
-        return Manifest.model_validate(values)
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        manifest = Manifest.model_validate(values)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise BadInput(f"{path}: damaged ({error.strerror})") from None
+    except OSError as error:
+        raise Unreadable(
+            f"{path}: {UNREADABLE}: {error.strerror}. Mend the file system or the permissions; or move {state} away, "
+            "and the state before it is used"
+        ) from None
+    except (ValueError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).splitlines()[:3])
         raise BadInput(f"{path}: damaged ({reason})") from None
+    name = state_name(manifest.standing.data_step)
+    if state.name != name:
+        raise Misplaced(f"{state}: must be called {name}, for it holds the state of that step; move it elsewhere")
+    return manifest
+
+
+def read_own(state: Path, run: str | None) -> Manifest:
+    """`read_manifest` of a state of this run. Raises Foreign besides."""
+    manifest = read_manifest(state)
+    if run is not None and manifest.run not in (None, run):
+        raise Foreign(f"{state}: was saved by another run, with other data or another experiment; move it elsewhere")
+    return manifest
 
 
 class StateReader:

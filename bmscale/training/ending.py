@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from bmscale.engine import process_group
 from bmscale.errors import BadInput, BmscaleError, LostRank, exit_code, message
 from bmscale.experiment import RunFolder
-from bmscale.training import ranks, record
+from bmscale.training import lock, ranks, record
 from bmscale.training.ranks import RankState
 from bmscale.training.watchdog import OBSERVED_SECONDS, lost_message
 
@@ -60,8 +60,16 @@ def of(run: RunFolder, train: Callable[[], Ending]) -> Ending:
     """Train, and write into exit.json how it ended. An error does not come back from here, except where it came before
     the run was started: then it is raised, as BmscaleError if it was of no kind with a message for people.
 
-    Afterwards a rank under a launcher ignores SIGTERM: its launcher sends it as soon as the first rank has left.
+    Afterwards a rank under a launcher ignores SIGTERM: its launcher sends it as soon as the first rank has left; and
+    the run is free for another training.
     """
+    try:
+        return _end(run, train)
+    finally:
+        lock.release(run)
+
+
+def _end(run: RunFolder, train: Callable[[], Ending]) -> Ending:
     launched = "TORCHELASTIC_RUN_ID" in os.environ  # set by torchrun, and so by accelerate launch
     if launched:
         _follow_launcher()
@@ -123,7 +131,8 @@ def _refuse(run: RunFolder, error: BaseException, *, spoken: bool) -> NoReturn:
     if _lost_connection(error):  # another rank knows why
         raise LostRank(f"a rank went away while the ranks started: {message(error)}") from None
     code = exit_code(error)
-    record.write_exit(run, code, message(error), replace=not spoken)
+    if not lock.is_anothers(run):
+        record.write_exit(run, code, message(error), replace=not spoken)
     if isinstance(error, BmscaleError | KeyboardInterrupt | OSError):
         raise error
     traceback.print_exception(error)

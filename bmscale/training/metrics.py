@@ -45,6 +45,13 @@ class Metrics:
         with self._path.open(encoding="utf-8", errors="replace") as file:
             return any(f'"event": "{event}"' in line for line in file)
 
+    def logged_steps(self) -> int:
+        """Lines of steps after the first beginning, whatever they say."""
+        if not self._path.exists():
+            return 0
+        with self._path.open(encoding="utf-8", errors="replace") as file:
+            return sum(0 < _step_of(line) < math.inf for line in file)
+
     def resume(self, step: int, *, validated: bool = True) -> None:
         """Forget lines after `step`: the run died later than its last training state, and will write them again.
 
@@ -93,7 +100,7 @@ def _step_of(line: str) -> float:
     """The step of a line; a line cut short by a crash counts as after everything."""
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return math.inf
 
 

@@ -1,18 +1,20 @@
 """The model folders of a run: the best, the last, the running mean, those of its validations, those of its states."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bmscale.data.manifest import load_manifest
 from bmscale.data.prepare import DataConfig
 from bmscale.engine import process_group
 from bmscale.engine.engine import Engine
-from bmscale.errors import BadInput
+from bmscale.errors import BadInput, message
 from bmscale.evaluation.validation import Validation
 from bmscale.experiment import Experiment, RunFolder, TranslationEvaluationConfig
 from bmscale.model.config import TransformerConfig
-from bmscale.model.folder import write_model_folder
+from bmscale.model.folder import check_target, open_model_folder, write_model_folder
 from bmscale.model.tokenization import TOKENIZER_FILE
 from bmscale.training import checkpoint, kept_models, record
 from bmscale.training.pair_data import provenance_of_pairs
@@ -60,8 +62,8 @@ class Models:
                     {**self._provenance(standing, result), **(mark or {})},
                     **_search(self._experiment),
                 )
-            except OSError as problem:
-                error = str(problem)
+            except (OSError, BadInput) as problem:
+                error = message(problem)
         for _ in weights:  # the other ranks, and what rank 0 may have left
             pass
         (error, *_) = process_group.gather_objects(error)
@@ -124,31 +126,58 @@ def provenance(
 def export_state(run: RunFolder, state: Path, out: Path, kind: str = "master") -> None:
     """Make a model folder of a training state, in one process and without the ranks that saved it.
 
-    `kind` may be AVERAGE. Raises BadInput for a damaged state, one without that kind, or where the run's tokenizer is
-    neither in its prepared folder nor in one of its models.
+    `kind` may be AVERAGE. Raises BadInput where `out` is anything but a model or lies among the states, for a state
+    that is damaged, of another run or without that kind, a damaged run.yaml, and where the run's tokenizer is neither
+    in its prepared folder nor in its models.
     """
+    if check_target(out).resolve().is_relative_to(run.states.resolve()):
+        raise BadInput(f"{out}: must not lie among the training states; give another name")
+    known, experiment = record.read(run), record.read_experiment(run)
+    data_hash, shape = known.identity.get("data_hash"), known.identity.get("model")
+    if not isinstance(data_hash, str) or not isinstance(shape, dict):
+        raise BadInput(f"{run.record}: damaged: its identity must hold data_hash and model; put the file back")
     problems = checkpoint.verify(state)
     if problems:
         raise BadInput(f"{state}: must be whole to be exported: {problems[0]}")
+    checkpoint.read_own(state, record.fingerprint(known.identity))
     reader = checkpoint.StateReader(state)
     if kind not in reader.manifest.kinds:
         raise BadInput(f"{state}: has no running mean: training.ema_decay of the run was null; leave --ema out")
-    known, experiment = record.read(run), record.read_experiment(run)
-    places = [Path(experiment.data.directory), run.best, run.last]
-    tokenizer = next((place / TOKENIZER_FILE for place in places if (place / TOKENIZER_FILE).is_file()), None)
-    if tokenizer is None:
-        raise BadInput(
-            f"{TOKENIZER_FILE}: must be in one of {', '.join(str(place) for place in places)}, and is in none"
-        )
+    tokenizer = _tokenizer(run, experiment, data_hash)
     of_data = known.of_data
     if not of_data and isinstance(experiment.data, DataConfig):  # run.yaml of an earlier version
         of_data = provenance_of_pairs(experiment.data)
-    config = experiment.model.task.configure(**known.identity["model"])
-    write_model_folder(
-        out,
-        config,
-        reader.weights(kind),
-        tokenizer,
-        provenance(experiment, known.identity["data_hash"], reader.manifest.standing, of_data),
-        **_search(experiment),
+    try:
+        config = experiment.model.task.configure(**shape)
+    except Exception as error:  # transformers raises several kinds of its own for a value it does not take
+        raise BadInput(f"{run.record}: damaged: identity.model: {error.__cause__ or error}") from None
+    try:
+        write_model_folder(
+            out,
+            config,
+            reader.weights(kind),
+            tokenizer,
+            provenance(experiment, data_hash, reader.manifest.standing, of_data),
+            **_search(experiment),
+        )
+    except ValueError as error:  # the tensors are not those of the model
+        raise BadInput(f"{state}: must be of the model in {run.record}, and is not: {error}") from None
+
+
+def _tokenizer(run: RunFolder, experiment: Experiment, data_hash: str) -> Path:
+    """The one that the run trained with: of its prepared folder while that still holds the same data, else of a model.
+
+    Raises BadInput where neither is left.
+    """
+    prepared = Path(experiment.data.directory)
+    with contextlib.suppress(BadInput, OSError):
+        if load_manifest(prepared)["data_hash"] == data_hash:
+            return prepared / TOKENIZER_FILE
+    for folder in (run.best, run.last):
+        with contextlib.suppress(BadInput, OSError):
+            if open_model_folder(folder, task=None).provenance.get("data_hash") == data_hash:
+                return folder / TOKENIZER_FILE
+    raise BadInput(
+        f"{TOKENIZER_FILE}: must be in {prepared} with the data of the run, or in {run.best} or {run.last}; it is in "
+        "none of them"
     )

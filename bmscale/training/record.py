@@ -1,6 +1,7 @@
 """run.yaml: what a run is (its identity), what it was started with, and whether this start may go on with it."""
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -20,6 +21,10 @@ from bmscale.errors import BadInput, LostRank
 from bmscale.experiment import Experiment, RunFolder, experiment_class
 
 PACKAGES = ("bmscale", "torch", "deepspeed", "transformers", "accelerate", "sacrebleu", "sentencepiece", "numpy")
+
+
+MOST_SHOWN = 5
+"""Of keys that differ from those of a run."""
 
 
 class Record(Config):
@@ -62,13 +67,22 @@ def identity(experiment: Experiment, data_hash: str, model: dict[str, Any]) -> d
     }
 
 
+def fingerprint(identity: dict[str, Any]) -> str:
+    """By which a training state knows its run: a SHA-256 of the identity in run.yaml, which the first start wrote."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
 def check(
     folder: RunFolder, given: dict[str, Any], experiment: Experiment, total_steps: int, *, new_schedule: bool
 ) -> bool:
     """Whether the folder holds a run to go on with. Raises BadInput when it holds another one, naming the keys."""
+    if folder.log.is_dir():
+        raise BadInput(f"{folder.log}: must be a file or free for one, and is a folder; move it elsewhere")
     if not folder.record.exists():
         # What a start that did not come far leaves, and what slurm/train.sh and `bmscale submit` write before it.
         before = {folder.log, folder.exit, folder.ranks, folder.logs, folder.submitted}
+        before |= {folder.path / name for name in ("lock", "STOP", "SAVE")}  # switches may be there before the run
+        _check_place(folder)
         if folder.path.is_dir() and not before.issuperset(folder.path.iterdir()):
             raise BadInput(f"{folder.path}: is not empty and holds no run.yaml; choose another run=FOLDER or empty it")
         return False
@@ -77,21 +91,43 @@ def check(
     if changed:
         raise BadInput(
             f"{folder.path}: holds a run of another experiment; "
-            + "; ".join(f"{key}: the run has {was!r}, now {now!r}" for key, was, now in changed)
+            + "; ".join(f"{key}: the run has {was!r:.80}, now {now!r:.80}" for key, was, now in changed[:MOST_SHOWN])
+            + (f"; and {len(changed) - MOST_SHOWN} more" if len(changed) > MOST_SHOWN else "")
             + ". Choose another run=FOLDER, or give the run's own values"
         )
-    was_schedule = record.experiment["training"]["schedule"]
+    was_schedule = _mapping(folder, _mapping(folder, record.experiment, "training"), "schedule")
     schedule = experiment.training.schedule
     changes_rates = was_schedule != schedule.model_dump() or (
         schedule.depends_on_length and record.total_steps != total_steps
     )
     if changes_rates and not new_schedule:
         raise BadInput(
-            f"{folder.path}: the run was planned for {record.total_steps} steps with schedule {was_schedule['type']}, "
-            f"now {total_steps} with {schedule.type}: the learning rate of steps to come would change. "
-            "Give --new-schedule if that is meant"
+            f"{folder.path}: the run was planned for {record.total_steps} steps with schedule "
+            f"{was_schedule.get('type')}, now {total_steps} with {schedule.type}: the learning rate of steps to come "
+            "would change. Give --new-schedule if that is meant"
         )
     return True
+
+
+def _check_place(folder: RunFolder) -> None:
+    """Raises BadInput where no new run folder can be made or filled."""
+    place = folder.path.absolute()
+    there = next(path for path in (place, *place.parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        raise BadInput(
+            f"{folder.path}: must be the folder of a run, or free for a new one; {there} is no folder. Choose another "
+            "run=FOLDER"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BadInput(f"{folder.path}: must be writable, and {there} is not; choose another run=FOLDER")
+
+
+def _mapping(folder: RunFolder, values: dict[str, Any], key: str) -> dict[str, Any]:
+    """A section of the experiment in run.yaml."""
+    found = values.get(key)
+    if not isinstance(found, dict):
+        raise BadInput(f"{folder.record}: damaged: its experiment must hold the section {key}; put the file back")
+    return found
 
 
 def differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -110,6 +146,8 @@ def read(folder: RunFolder) -> Record:
         raise BadInput(f"{folder.path}: not a run folder: it has no run.yaml")
     try:
         values = yaml.safe_load(folder.record.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it must be a mapping, and is " + ("empty" if values is None else "none"))
         return Record.model_validate(values)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         first = str(error).splitlines()
@@ -130,14 +168,15 @@ def write(
     resources: dict[str, Any],
     of_data: dict[str, Any],
 ) -> None:
-    """Write run.yaml, or add a start to it."""
-    starts = read(folder).starts if folder.record.exists() else []
+    """Write run.yaml, or add a start to it. The identity stays as it was first written, which `given` agrees with."""
+    before = read(folder) if folder.record.exists() else None
+    starts = before.starts if before else []
     starts.append(
         {"time": datetime.now(UTC).isoformat(timespec="seconds"), **resources, "git_commit": _commit(), **versions()}
     )
     values = {
         "experiment": experiment.model_dump(),
-        "identity": given,
+        "identity": before.identity if before else given,
         "total_steps": total_steps,
         "of_data": of_data,
         "starts": starts,

@@ -32,10 +32,13 @@ class States:
         probe: Callable[[], float],
         empty_step: Callable[[], None],
         report: Callable[[dict[str, Any]], None],
+        run: str | None = None,
     ) -> None:
-        """`probe` is the loss of the present weights on a fixed batch; `report` takes events for metrics.jsonl."""
+        """`probe` is the loss of the present weights on a fixed batch; `report` takes events for metrics.jsonl; `run`
+        is the fingerprint of the run's identity."""
         self._folder, self._engine, self._training = folder, engine, training
         self._probe, self._empty_step, self._report = probe, empty_step, report
+        self._run = run
         self._pending: Save | None = None
         self._pending_step = -1
         self._failures = 0
@@ -62,7 +65,7 @@ class States:
         if not standing.optimizer_step or (standing.data_step == self.saved_step and not standing.finished):
             return True
         try:
-            save = Save(self._folder, self._engine, standing, self._probe())
+            save = Save(self._folder, self._engine, standing, self._probe(), self._run)
             save.write(background=self._training.save_in_background and not wait)
         except SaveFailed as error:
             return self._failed(standing.data_step, error)
@@ -145,7 +148,7 @@ class States:
         The data position, and what is known of the best model, stay where they are: only the weights go back.
         """
         self._finish_pending()
-        state = checkpoint.find_usable(self._folder, before=standing.optimizer_step)
+        state = checkpoint.find_usable(self._folder, standing.optimizer_step, self._run)
         if state is None:
             return None
         earlier = self.load(state).with_(finished=False)

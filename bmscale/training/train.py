@@ -27,7 +27,7 @@ from bmscale.evaluation.validation import Validation
 from bmscale.experiment import Experiment, RunFolder
 from bmscale.model.config import TransformerConfig
 from bmscale.model.init import initial_value
-from bmscale.training import checkpoint, kept_models, ranks, record
+from bmscale.training import checkpoint, kept_models, lock, ranks, record
 from bmscale.training.ending import Ending
 from bmscale.training.inheritance import Inheritance
 from bmscale.training.label_data import LabelData
@@ -54,6 +54,9 @@ DATA: dict[str, type[TrainingData]] = {
 }
 """What each task trains on."""
 
+MOST_EPOCHS = 1_000_000
+"""The steps before an epoch are counted epoch by epoch."""
+
 
 def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
     """Train, or go on with, the run of an experiment. Collective: every rank of the launcher calls it.
@@ -61,31 +64,29 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
     Raises BadInput for a mistake in what was given, Diverged when the loss left the finite numbers for good.
     """
     training, run = experiment.training, experiment.run_folder
-    data = DATA[experiment.task](experiment)
-    plan = data.plan()
-    total_steps = training.max_steps or plan.first_step_of_epoch(training.max_epochs or 0)
-    inherited = Inheritance.of(experiment)  # nothing once the run has states, which hold every parameter
-    config = inherited.shape(experiment, data.tokenizer, **data.model_options())
-    data.check(config)
-    identity = record.identity(experiment, data.manifest["data_hash"], _shape(config))
-    resumes = record.check(run, identity, experiment, total_steps, new_schedule=new_schedule)
-
+    data, plan, total_steps, inherited, config, identity = planned(experiment, new_schedule=new_schedule)
     trackers = choose_trackers(training.trackers)
     engine = Engine(training)
     with Signals(run, engine.rank) as signals:
+        lock.take(run)
+        resumes = record.check(
+            run, identity, experiment, total_steps, new_schedule=new_schedule
+        )  # nobody else is at it
+        own = record.fingerprint(record.read(run).identity if resumes else identity)
         _check_that_ranks_agree(run, identity)
-        state = _newest_state(run) if resumes else None
+        state = _newest_state(run, own) if resumes else None
         standing = checkpoint.read_manifest(state).standing if state else Standing()
         if standing.finished and (standing.data_step >= total_steps or _out_of_patience(experiment, standing)):
             log.info("%s: trained to its end already; nothing to do", run.path)
             return Ending("done", "trained")
         if engine.is_main:
-            run.path.mkdir(parents=True, exist_ok=True)
+            lock.sign(run)
             run.exit.unlink(missing_ok=True)
             ranks.clear(run)
             _log_to(run.log)
+            begun = {"resumed_from": state.name if state else None}
             resources = {"world_size": engine.world_size, "engine": engine.describe(), "device": engine.device_name}
-            record.write(run, experiment, identity, total_steps, resources, data.provenance())
+            record.write(run, experiment, identity, total_steps, resources | begun, data.provenance())
         process_group.barrier()  # from here on what is in the folder is of this start
         limit = None if training.hang_minutes is None else 60 * training.hang_minutes
         with Watchdog(run, engine.rank, engine.world_size, limit) as watchdog:
@@ -97,9 +98,33 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
             opened = Trackers(
                 engine.accelerator, trackers, experiment.name, run.path, values, standing.data_step, known
             )
-            loop = _Loop(experiment, engine, data, plan, config, total_steps, opened, signals, watchdog)
+            loop = _Loop(experiment, engine, data, plan, config, total_steps, opened, signals, watchdog, own)
             loop.announce()
             return loop.run_steps(loop.resume(state))
+
+
+def planned(
+    experiment: Experiment, *, new_schedule: bool
+) -> tuple[TrainingData, Plan, int, Inheritance, TransformerConfig, dict[str, Any]]:
+    """Data, plan, number of steps, what is inherited, shape and identity of a run. Reads only.
+
+    Raises BadInput for all that one process can know to be wrong before the ranks start.
+    """
+    training, run = experiment.training, experiment.run_folder
+    taken = {path.name for path in vars(run).values() if path.parent == run.path} | {"lock", "STOP", "SAVE"}
+    if experiment.name in taken:  # trackers make a folder of the name
+        raise BadInput(f"name: must not be one that the run folder uses itself; got '{experiment.name}'")
+    data = DATA[experiment.task](experiment)
+    plan = data.plan()
+    if (training.max_epochs or 0) > MOST_EPOCHS:
+        raise BadInput(f"training.max_epochs: must be at most {MOST_EPOCHS:,}; got {training.max_epochs:,}")
+    total_steps = training.max_steps or plan.first_step_of_epoch(training.max_epochs or 0)
+    inherited = Inheritance.of(experiment)
+    config = inherited.shape(experiment, data.tokenizer, **data.model_options())
+    data.check(config)
+    identity = record.identity(experiment, data.manifest["data_hash"], _shape(config))
+    record.check(run, identity, experiment, total_steps, new_schedule=new_schedule)
+    return data, plan, total_steps, inherited, config, identity
 
 
 def _check_that_ranks_agree(run: RunFolder, identity: dict[str, Any]) -> None:
@@ -114,16 +139,26 @@ def _check_that_ranks_agree(run: RunFolder, identity: dict[str, Any]) -> None:
         )
 
 
-def _newest_state(run: RunFolder) -> Path | None:
+def _newest_state(run: RunFolder, own: str) -> Path | None:
     """The state to go on from. Raises BadInput where the run had saved one and none is left: it never starts anew in
     silence."""
-    state = checkpoint.find_usable(run.states)
-    if state is None and Metrics(run.metrics, enabled=False).holds("saved"):
+    state = checkpoint.find_usable(run.states, run=own)
+    if state is not None:
+        return state
+    metrics = Metrics(run.metrics, enabled=False)
+    # Where the last save failed, model/last may be there without a state.
+    ended = run.last.exists() and not metrics.holds("save_failed")
+    if ended or metrics.holds("saved") or any(start.get("resumed_from") for start in record.read(run).starts):
         raise BadInput(
             f"{run.states}: holds no training state, and the run had saved one. Put it back, or choose another "
             "run=FOLDER to start anew"
         )
-    return state
+    if metrics.logged_steps():
+        log.warning(
+            "%s: no training state was ever saved: the run begins at step 0, and forgets %d lines of metrics",
+            *(run.path, metrics.logged_steps()),
+        )
+    return None
 
 
 def _out_of_patience(experiment: Experiment, standing: Standing) -> bool:
@@ -178,6 +213,7 @@ class _Loop:
         trackers: Trackers,
         signals: Signals,
         watchdog: Watchdog,
+        own: str,
     ) -> None:
         self.trackers, self.signals, self.at = trackers, signals, watchdog.at
         self.experiment, self.engine, self.data, self.plan = experiment, engine, data, plan
@@ -188,7 +224,9 @@ class _Loop:
         self.samples = Metrics(self.run.samples, enabled=engine.is_main)
         self.validator, self.probe_batch = data.validator(engine), data.probe()
         self.loss_function = partial(batch_loss, label_smoothing=experiment.training.label_smoothing)
-        self.states = States(self.run.states, engine, experiment.training, self.probe, self.empty_step, self.record)
+        self.states = States(
+            self.run.states, engine, experiment.training, self.probe, self.empty_step, self.record, own
+        )
         self.models = Models(experiment, engine, data, config, self.record)
         self.spikes = SpikeDetector(experiment.training.spikes) if experiment.training.spikes else None
         self.last_validation: Validation | None = None
@@ -400,6 +438,8 @@ class _Loop:
         """
         step, most = standing.data_step, self.experiment.training.max_rollbacks
         advice = "lower training.optimizer.learning_rate or lengthen training.schedule.warmup_steps"
+        if self.spikes:
+            advice += ", or raise training.spikes.threshold"
         if standing.rollbacks >= most:
             raise Diverged(f"step {step}: {why}, after {standing.rollbacks} rollbacks of at most {most}; {advice}")
         self.at(LOADING, step)
@@ -421,13 +461,18 @@ class _Loop:
         """Save the state at a boundary between two steps, because somebody asked the run to end."""
         kind, step, since = str(self.signals.ending), standing.data_step, self.signals.since
         self.at("saving", step)
-        saved = self.states.save(standing, wait=True)
+        anything = standing.optimizer_step > 0
+        saved = self.states.save(standing, wait=True) and anything
         seconds = None if since is None else round(time.time() - since, 3)
         self.record({"step": step, "event": kind, "saved": saved, "seconds_from_signal_to_saved": seconds})
         self.trackers.finish()
         process_group.barrier()  # launchers kill those that are late once the first rank has left
         what = "the training state is saved" if saved else "the training state could NOT be saved, older ones are whole"
-        message = f"{kind} at step {step} of {self.total_steps}: {what}; the same command goes on with the run"
+        if not anything:
+            what = "nothing to save"
+        switch = self.run.path / "STOP"
+        then = f"remove {switch}, then " if switch.exists() else ""
+        message = f"{kind} at step {step} of {self.total_steps}: {what}; {then}the same command goes on with the run"
         log.info("%s (%s s after the signal)", message, seconds)
         return Ending(kind, message)
 
@@ -440,8 +485,8 @@ class _Loop:
             written = self.models.write(self.run.running_mean, standing, result, kind=AVERAGE) and written
         if not (written and self.states.save(standing.with_(finished=True), wait=True)):
             raise BmscaleError(
-                f"{self.run.path}: trained to its end, but the result could not be written (see above); make room, "
-                "and the same command writes it"
+                f"{self.run.path}: trained to its end, but the result could not be written; make room, or mend "
+                "what is said above, and the same command writes it"
             )
         self.trackers.finish()
         process_group.barrier()  # launchers kill those that are late once the first rank has left

@@ -59,6 +59,31 @@ def test_a_dry_run_of_train_prints_the_run_folder_and_writes_nothing(prepared, c
     assert "nowhere: no prepared data here" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("training.seed=9", "runs/tiny: holds a run of another experiment; training.seed"),
+        ("training.schedule.type=cosine", "Give --new-schedule if that is meant"),
+        ("training.max_micro_batch_tokens=8", "training.max_micro_batch_tokens: must hold the longest pair"),
+        ("training.trackers=[nobody]", "training.trackers: must name trackers that are installed"),
+        ("training.deepspeed=zreo2", "training.deepspeed: no such file or name: 'zreo2'; did you mean 'zero2'"),
+        ("run=tiny.yaml", "tiny.yaml: must be the folder of a run, or free for a new one"),
+        ("run=tiny.yaml/run", "tiny.yaml/run: must be the folder of a run, or free for a new one"),
+    ],
+)
+def test_a_dry_run_refuses_what_training_refuses(trained, capsys, monkeypatch, given, message):
+    monkeypatch.chdir(trained)
+    for option in ([], ["--dry-run"]):
+        assert main(["train", "tiny.yaml", given, *option]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_takes_what_training_takes(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    assert main(["train", "tiny.yaml", "training.schedule.type=cosine", "--dry-run", "--new-schedule"]) == 0
+    assert main(["train", "tiny.yaml", "training.deepspeed=zero3", "training.max_steps=20", "--dry-run"]) == 0
+
+
 def meet(port: int, nodes: int, node: int, seconds: int) -> subprocess.Popen[str]:
     program = "import sys; from bmscale.cluster.preflight import meet; meet(*sys.argv[1:])"
     words = ["127.0.0.1", str(port), str(nodes), str(node), str(seconds)]

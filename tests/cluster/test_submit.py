@@ -147,6 +147,7 @@ def test_a_refusal_of_sbatch_is_shown_and_nothing_stays(work, capsys, monkeypatc
     code, said = refused(work, capsys, "submit tiny.yaml --partition=fast")
     assert code == 1
     assert "bmscale: error: sbatch refused the job: sbatch: error: invalid partition specified: fast" in said
+    assert not list(work.glob("runs/*"))
 
 
 def test_where_there_is_no_sbatch(work, capsys, monkeypatch):

@@ -210,7 +210,8 @@ def test_wrong_tensors_leave_the_old_folder_alone(folder, spiece, model):
 
 
 def test_replacing_keeps_the_old_folder_whole_to_the_end(folder, spiece, model):
-    (folder / "left-over.bin").write_bytes(b"")
+    left = folder / "model-00001-of-00002.safetensors"  # of a model that came in more files
+    left.write_bytes(b"")
     (folder.parent / ".best.writing").mkdir()  # a write that was killed
     seen = []
 
@@ -222,8 +223,43 @@ def test_replacing_keeps_the_old_folder_whole_to_the_end(folder, spiece, model):
     write_model_folder(folder, model.config, tensors(), spiece, {"data_hash": "new"})
     assert set(seen) == {"0123abcd"}
     assert open_model_folder(folder).provenance["data_hash"] == "new"
-    assert not (folder / "left-over.bin").exists()
+    assert not left.exists()
     assert os.listdir(folder.parent) == [folder.name]
+
+
+def test_nothing_but_a_model_is_replaced(folder, spiece, model, tmp_path, monkeypatch):
+    def write(path: str | Path) -> None:
+        write_model_folder(path, model.config, model.named_parameters(), spiece, {})
+
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "a.txt").write_text("x")
+    (tmp_path / "gone").symlink_to("nowhere")
+    monkeypatch.chdir(tmp_path / "thesis")
+    before = sorted(tmp_path.rglob("*"))
+    for path in (".", "..", "/", tmp_path / "thesis", tmp_path / "thesis" / "a.txt", tmp_path / "gone"):
+        with pytest.raises(BadInput, match="exists and is no model folder"):
+            write(path)
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "link").symlink_to(folder)  # a link to a model makes way; the model stays
+    write(tmp_path / "link")
+    write(tmp_path / "link")
+    assert open_model_folder(folder).provenance["data_hash"] == "0123abcd"
+    assert not (tmp_path / "link").is_symlink()
+    assert not list(tmp_path.glob(".link*"))
+    monkeypatch.chdir(folder)
+    write(".")
+    assert "data_hash" not in open_model_folder(folder).provenance
+
+
+def test_a_full_disk_is_told_of_the_folder_that_is_written(spiece, model, tmp_path, monkeypatch):
+    def full(source: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device", str(source), None, str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_model_folder(tmp_path / "m", model.config, model.named_parameters(), spiece, {})
+    assert (caught.value.errno, caught.value.filename) == (28, str(tmp_path / "m"))
+    assert not list(tmp_path.glob("*m*"))
 
 
 FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "spiece.model", "provenance.json"]

@@ -41,9 +41,17 @@ class FakeEngine:
                 yield checkpoint.Piece(name, kind, 0, values)
 
 
-def save(folder: Path, step: int, *, keep: int = 2, background: bool = False, engine: FakeEngine | None = None) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    *,
+    keep: int = 2,
+    background: bool = False,
+    engine: FakeEngine | None = None,
+    run: str | None = None,
+) -> Path:
     standing = Standing(optimizer_step=step, data_step=step, best_value=0.1 + step, recent_losses=[1 / 3, 1e-300])
-    writing = checkpoint.Save(folder, engine or FakeEngine(step), standing, 0.5)  # type: ignore[arg-type]
+    writing = checkpoint.Save(folder, engine or FakeEngine(step), standing, 0.5, run)  # type: ignore[arg-type]
     writing.write(background=background)
     return writing.commit(keep).path
 
@@ -196,6 +204,112 @@ def test_two_whole_states_stay_whatever_is_damaged(states):
     assert names(states) == ["latest", "step-00000005", "step-00000010", "step-00000015"]
     save(states, 20)
     assert names(states) == ["latest", "step-00000015", "step-00000020"]
+
+
+def test_only_names_of_steps_are_states_and_they_are_sorted_by_number(states):
+    others = ("step-backup", "step-00000010.bak", "step-99", "damaged-step-00000001.bak", ".mine-step-00000001")
+    for name in others:
+        shutil.copytree(states / "step-00000005", states / name)
+    save(states, 99_999_999)
+    save(states, 100_000_000)
+    save(states, 100_000_001)
+    own = ["step-100000000", "step-100000001"]
+    assert [path.name for path in list_states(states)] == own
+    assert find_usable(states) == states / "step-100000001"
+    assert checkpoint.prune(states, 2) == []
+    assert names(states) == sorted([*others, *own, "latest"])
+
+
+def test_a_copy_under_another_number_is_neither_loaded_nor_removed_nor_written_over(states, caplog):
+    logging.getLogger("bmscale").propagate = True
+    copy = shutil.copytree(states / "step-00000005", states / "step-00000015")
+    (copy / "note.txt").write_text("mine")
+    assert find_usable(states) == states / "step-00000010"
+    assert "step-00000015: must be called step-00000005" in caplog.text
+    assert verify(copy) == [
+        f"{copy}: must be called step-00000005, for it holds the state of that step; move it elsewhere"
+    ]
+    save(states, 15)
+    (aside,) = states.glob("aside-*-step-00000015")
+    assert (aside / "note.txt").read_text() == "mine"
+    assert verify(states / "step-00000015") == []
+    old = shutil.copytree(states / "step-00000010", states / "step-00000001")
+    save(states, 20)
+    assert [path.name for path in list_states(states)] == ["step-00000001", "step-00000015", "step-00000020"]
+    for state in list_states(states)[1:]:
+        shutil.rmtree(state)
+    with pytest.raises(BadInput, match="holds no training state that is whole, and the run had saved one"):
+        find_usable(states)
+    assert old.is_dir()
+
+
+def test_a_state_of_another_run_is_refused(tmp_path):
+    for step in (5, 10):
+        save(tmp_path, step, run="ours")
+    assert find_usable(tmp_path, run="ours") == tmp_path / "step-00000010"
+    for step in (4, 15):
+        save(tmp_path / "theirs", step, run="theirs")
+        shutil.copytree(tmp_path / "theirs" / checkpoint.state_name(step), tmp_path / checkpoint.state_name(step))
+        with pytest.raises(BadInput, match=f"step-000000{step:02d}: was saved by another run"):
+            find_usable(tmp_path, run="ours")
+    assert find_usable(tmp_path, before=10, run="ours") == tmp_path / "step-00000005"  # in the midst of a training
+    save(tmp_path, 20, run="ours")
+    assert [path.name[-2:] for path in list_states(tmp_path)] == ["04", "10", "15", "20"]
+    save(tmp_path / "old", 1)  # of a version that did not note it
+    assert find_usable(tmp_path / "old", run="ours") == tmp_path / "old" / "step-00000001"
+
+
+@pytest.mark.parametrize("error", [13, 5, 116])  # EACCES, EIO, ESTALE
+def test_a_state_that_cannot_be_read_now_is_not_damaged(states, monkeypatch, error):
+    read = Path.read_bytes
+
+    def unreadable(path: Path) -> bytes:
+        if path == states / "step-00000010" / "state.json":
+            raise OSError(error, "is away", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", unreadable)
+    with pytest.raises(BadInput, match=r"step-00000010/state\.json: cannot be read: is away"):
+        find_usable(states)
+    save(states, 15)
+    save(states, 20)
+    assert names(states) == ["latest", "step-00000010", "step-00000015", "step-00000020"]
+    assert find_usable(states) == states / "step-00000020"
+
+
+def test_a_folder_of_states_that_cannot_be_read_is_not_empty(states, monkeypatch):
+    def unreadable(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", unreadable)
+    with pytest.raises(BadInput, match="state: Permission denied"):
+        find_usable(states)
+
+
+def test_of_a_state_that_is_a_link_the_link_is_removed(states, tmp_path):
+    elsewhere = shutil.move(states / "step-00000005", tmp_path / "elsewhere")
+    (states / "step-00000005").symlink_to(elsewhere)
+    save(states, 15)
+    (states / "damaged-step-00000003").symlink_to(elsewhere)
+    (states / ".old-step-00000002").mkdir()
+    assert {path.name for path in checkpoint.prune(states, 2)} == {"damaged-step-00000003", ".old-step-00000002"}
+    assert names(states) == ["latest", "step-00000010", "step-00000015"]
+    assert (Path(elsewhere) / "state.json").is_file()
+
+
+def test_a_leftover_that_cannot_be_removed_does_not_stop_the_pruning(states, monkeypatch):
+    for step in (1, 2):
+        (states / f"damaged-step-{step:08d}").mkdir()
+    save(states, 15, keep=9)
+    remove = shutil.rmtree
+
+    def stuck(path: Path) -> None:
+        if path.name == "damaged-step-00000001":
+            raise OSError(5, "Input/output error", str(path))
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", stuck)
+    assert sorted(path.name for path in checkpoint.prune(states, 2)) == ["damaged-step-00000002", "step-00000005"]
 
 
 def test_pruning(states):

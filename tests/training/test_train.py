@@ -12,6 +12,9 @@ import yaml
 from safetensors.torch import load_file
 
 from bmscale.data.toy import toy_pairs
+from bmscale.errors import BadInput
+from bmscale.experiment import RunFolder
+from bmscale.training.train import _newest_state, log
 
 
 def metrics(run: Path) -> list[dict]:
@@ -273,3 +276,41 @@ def test_two_languages_sampled_subwords_and_a_running_mean_on_two_ranks(bmscale,
     refused = bmscale("translate", "runs/one/model/best", "--to", "fr", folder=tmp_path, stdin="x", check=False)
     assert refused.returncode == 2
     assert "target language: must be one of de, en" in refused.stderr
+
+
+def test_a_run_that_saved_nothing_begins_anew_and_says_so(tmp_path, caplog):
+    run = RunFolder(tmp_path)
+    log.propagate = True
+
+    def newest(metrics: list[str], *starts: dict[str, str]) -> Path | None:
+        caplog.clear()
+        run.metrics.write_text("".join(f"{line}\n" for line in metrics))
+        given = {"experiment": {}, "identity": {}, "total_steps": 9, "starts": [{"time": "now"}, *starts]}
+        run.record.write_text(yaml.safe_dump(given))
+        return _newest_state(run, "")
+
+    assert newest([]) is None
+    assert not caplog.text
+    assert newest(['{"step": 2, "loss": 1.0}', '{"step": 4, "loss": 1.0}', "[" * 100_000]) is None
+    assert "no training state was ever saved: the run begins at step 0, and forgets 2 lines of metrics" in caplog.text
+    saved = "holds no training state, and the run had saved one"
+    with pytest.raises(BadInput, match=saved):
+        newest(['{"step": 4, "event": "saved"}'])
+    with pytest.raises(BadInput, match=saved):
+        newest([], {"resumed_from": "step-00000004"})
+    run.last.mkdir(parents=True)
+    with pytest.raises(BadInput, match=saved):
+        newest([])
+    assert newest(['{"step": 9, "event": "save_failed"}']) is None
+
+
+def test_a_switch_may_be_there_before_the_run(bmscale, prepared):
+    """STOP before the first step: there is nothing to save, and the message says what to remove."""
+    folder = prepared / "runs/stopped"
+    folder.mkdir(parents=True)
+    (folder / "STOP").touch()
+    result = bmscale("train", "tiny.yaml", "run=runs/stopped", folder=prepared)
+    said = "nothing to save; remove runs/stopped/STOP, then the same command goes on with the run"
+    assert said in result.stderr
+    assert json.loads((folder / "exit.json").read_text())["message"].endswith(said)
+    assert not (folder / "state").exists()
