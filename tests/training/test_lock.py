@@ -111,3 +111,14 @@ def test_a_file_system_without_locks_is_no_hindrance(run, monkeypatch, caplog):
     lock.log.propagate = True
     lock.take(run)
     assert "the file system has no locks" in caplog.text
+
+
+def test_a_second_training_of_two_ranks_is_refused_once(bmscale, trained, tmp_path):
+    work = shutil.copytree(trained, tmp_path / "work")
+    with held(RunFolder(work / "runs/tiny")) as process:
+        refused = bmscale("train", "tiny.yaml", "training.max_steps=13", folder=work, ranks=2, check=False)
+    assert refused.returncode == 1  # of the launcher
+    assert refused.stderr.count(f"process {process}) is at this run") == 1
+    assert not (work / "runs/tiny/ranks").exists()
+    resumed = bmscale("train", "tiny.yaml", "training.max_steps=13", folder=work, ranks=2)
+    assert "resumed from runs/tiny/state/step-00000012" in resumed.stderr
