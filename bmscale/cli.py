@@ -168,7 +168,8 @@ def _train(options: argparse.Namespace) -> int:
     if os.environ.get("RANK", "0") == "0":
         write_report_or_warn(run)
         if ended.kind == "done":
-            print(f"evaluate:  bmscale evaluate {run.path} --test FILE", file=sys.stderr)
+            test = "" if experiment.evaluation.test else " --test FILE"
+            print(f"evaluate:  bmscale evaluate {run.path}{test}", file=sys.stderr)
             command = experiment.model.task.command
             if command is not None:
                 print(f"{f'{command}:':<10} echo 'A sentence.' | bmscale {command} {run.best}", file=sys.stderr)
@@ -182,7 +183,7 @@ SBATCH_OPTIONS = {
     "time": "HH:MM:SS",
     "partition": "NAME",
     "account": "NAME",
-    "array": "1-N%%1",
+    "array": "1-N%1",
 }
 
 
@@ -542,7 +543,7 @@ def _predict(options: argparse.Namespace) -> None:
         else:
             _write("\t".join(f"{label}\t{probability:.6f}" for label, probability in ranked) + "\n")
     if cut:
-        longest = classifier.model.config.max_position_embeddings
+        longest = classifier.max_tokens
         log.warning("texts that were cut: %d; the model reads %d tokens of a text, <s> and </s> counted", cut, longest)
 
 

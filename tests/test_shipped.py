@@ -1,5 +1,6 @@
 """Every file that is shipped is loaded: presets as experiments, launch files by accelerate itself, scripts by bash."""
 
+import re
 import shutil
 import subprocess
 import tomllib
@@ -77,11 +78,11 @@ def test_options_of_sbatch_stand_where_sbatch_reads_them(name):
     assert max(options) < first_command
 
 
-@pytest.mark.parametrize("name", ["my", "mixed", "text", "labels"])
+@pytest.mark.parametrize("name", ["my", "mixed", "text", "masked", "labels"])
 def test_the_examples_of_the_readme_are_experiments(tmp_path, name):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    example = readme.split(f"```yaml\n# {name}.yaml\n")[1].split("```")[0]
-    (tmp_path / f"{name}.yaml").write_text(example, encoding="utf-8")
+    for other in re.findall(r"```yaml\n# (\w+)\.yaml\n(.*?)```", readme, re.DOTALL):
+        (tmp_path / f"{other[0]}.yaml").write_text(other[1], encoding="utf-8")
     experiment = read_experiment(str(tmp_path / f"{name}.yaml"), [])
     assert experiment.name == name
     assert str(experiment.run_folder.path) == f"runs/{name}"

@@ -49,8 +49,8 @@ class DocumentCorpusConfig(OriginConfig):
     """Where a document of a text file ends: at one or more empty lines, at every line end, or with the file."""
     text_key: str = "text"
     """Key of the text in JSONL or a dataset."""
-    text_column: int = Field(default=0, ge=0)
-    """Column of the text in a TSV, counted from 0."""
+    text_column: int | None = Field(default=None, ge=0)
+    """Column of the text in a TSV, counted from 0; must be given where it has more than one."""
     documents: int = Field(default=10_000, gt=0, le=1_000_000)
     """Number of toy documents, at most a million."""
 
@@ -143,11 +143,20 @@ def _documents(corpus: DocumentCorpusConfig) -> Iterator[str]:
         for file in _text_files(corpus):
             yield from _split_text(file, corpus.separated_by)
     elif kind == "tsv":
-        column = corpus.text_column
-        yield from (text for text, _ in tsv_columns(existing(Path(str(corpus.path))), column, column))
+        path = existing(Path(str(corpus.path)))
+        column = _only_column(path) if corpus.text_column is None else corpus.text_column
+        yield from (text for text, _ in tsv_columns(path, column, column))
     else:
         for where, row in _rows(corpus, kind):
             yield _text_of_row(row, corpus.text_key, where)
+
+
+def _only_column(path: Path) -> int:
+    """Raises BadInput where a TSV has several columns, of which one must be chosen."""
+    columns = next(read_lines(path), "").count("\t") + 1
+    if columns > 1:
+        raise BadInput(f"{path}: has {columns} columns; set text_column to the one of the text, counted from 0")
+    return 0
 
 
 def _split_text(path: Path, separated_by: str) -> Iterator[str]:

@@ -238,6 +238,9 @@ def format_report(manifest: dict[str, Any]) -> str:
     kept = train[f"{items}_kept"]
     rows.append(f"{'kept':<16} {kept:>12,} {100 * kept / read:>7.2f}")
     rows.append(f"{'read':<16} {train[f'{items}_read']:>12,} {100:>7.2f}")
+    if isinstance(train.get("labels"), dict):
+        counts = ", ".join(f"{label} {count:,}" for label, count in train["labels"].items())
+        rows.append(f"{len(train['labels']):,} labels: {counts}")
     return "\n".join(rows)
 
 

@@ -145,7 +145,8 @@ def prepare(
             manifest = publish(folder, directory, head, force) or manifest
     train, items = manifest["splits"]["train"], ITEMS[manifest["kind"]]
     kept, read = train[f"{items}_kept"], train[f"{items}_read"]
-    log.info("prepared %s: %d of %d training %s", directory, kept, read, items)
+    noun = "texts" if "labels" in manifest else items
+    log.info("prepared %s: %d of %d training %s", directory, kept, read, noun)
     return manifest
 
 

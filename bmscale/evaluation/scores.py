@@ -98,7 +98,7 @@ def format_scores(results: dict[str, dict[str, Any]]) -> str:
         interval = ""
         if result["mean"] is not None:
             interval = f" (μ = {result['mean']:.2f} ± {result['plus_minus']:.2f})"
-        lines.append(f"{result['name']:<8}{result['score']:6.2f}{interval}  {result['signature']}")
+        lines.append(f"{result['name']:<8} {result['score']:6.2f}{interval}  {result['signature']}")
     notes = dict.fromkeys(result["note"] for result in results.values() if result["note"])
     return "\n".join([*lines, *(f"note: {note}" for note in notes)])
 

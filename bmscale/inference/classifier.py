@@ -63,7 +63,7 @@ class Classifier:
     def __init__(self, model: Any, tokenizer: Tokenizer, max_tokens: int | None = None) -> None:
         """`max_tokens` are those of the longest text in training, where they are known: longer ones are cut."""
         self.model, self.tokenizer = model, tokenizer
-        self._most = min(model.config.max_position_embeddings, max_tokens or model.config.max_position_embeddings)
+        self.max_tokens = min(model.config.max_position_embeddings, max_tokens or model.config.max_position_embeddings)
         self.labels = tuple(str(model.config.id2label[number]) for number in range(model.config.num_labels))
 
     @classmethod
@@ -93,7 +93,7 @@ class Classifier:
         self._check_top(top)
         if isinstance(texts, str):
             raise BadInput("texts: must be a list of texts; got one string: put it in a list")
-        most = self._most
+        most = self.max_tokens
         whole = [document_ids(self.tokenizer, text) for text in texts]
         ids = [row if len(row) <= most else [*row[: most - 1], EOS] for row in whole]
         probabilities_NL = label_probabilities(self.model, ids, max_batch_tokens)

@@ -24,6 +24,7 @@ class RowData(TrainingData):
     """Rows of `task: language_model`."""
 
     kind = "documents"
+    predictions = "tokens"
     causal = True
     experiment: LanguageModelExperiment | MaskedExperiment
 
@@ -128,6 +129,7 @@ class MaskedRowData(RowData):
     """Rows of `task: masked_lm`: the same tokens are hidden whatever the ranks, others in each epoch."""
 
     causal = False
+    predictions = "masked tokens"
     counted_together = True
     experiment: MaskedExperiment
 

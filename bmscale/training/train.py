@@ -33,7 +33,7 @@ from bmscale.training.inheritance import Inheritance
 from bmscale.training.label_data import LabelData
 from bmscale.training.metrics import Metrics, Progress, Window, model_flops_utilisation
 from bmscale.training.models import Models
-from bmscale.training.optimizer import make_optimizer
+from bmscale.training.optimizer import is_frozen, make_optimizer
 from bmscale.training.pair_data import PairData
 from bmscale.training.row_data import MaskedRowData, RowData
 from bmscale.training.schedule import rate_factor
@@ -317,6 +317,15 @@ class _Loop:
             self.total_steps,
             self.total_steps / max(1, self.plan.steps_in_epoch(0)),
         )
+        training = self.experiment.training
+        still = [name for name in self.engine.shapes() if is_frozen(name, training.freeze)]
+        if still:
+            log.info("%d of %d parameters are frozen: %s", len(still), len(self.engine.shapes()), ", ".join(still))
+        if training.schedule.warmup_steps >= self.total_steps:
+            log.warning(
+                "the learning rate never reaches %g: training.schedule.warmup_steps is %d of %d steps; lower it",
+                *(training.optimizer.learning_rate, training.schedule.warmup_steps, self.total_steps),
+            )
 
     def empty_step(self) -> None:
         """An optimizer step on nothing, at rate 0."""
@@ -371,7 +380,7 @@ class _Loop:
         )
         self.progress.line(
             f"step {step}/{self.total_steps}  loss {window.loss:.4f}  nll {window.nll:.4f}  "
-            f"lr {rate:.2e}  grad norm {window.grad_norm:.2f}  {speed:,.0f} target tokens/s"
+            f"lr {rate:.2e}  grad norm {window.grad_norm:.2f}  {speed:,.0f} {self.data.predictions}/s"
             + (f"  {sums.skipped} skipped" if sums.skipped else "")
         )
         self.window = Window()
@@ -491,9 +500,10 @@ class _Loop:
         self.trackers.finish()
         process_group.barrier()  # launchers kill those that are late once the first rank has left
         log.info(
-            "trained %d steps, %s target tokens in %.0f s; best %s %.4f at step %d: %s",
+            "trained %d steps, %s %s in %.0f s; best %s %.4f at step %d: %s",
             standing.data_step,
             f"{standing.target_tokens:,}",
+            self.data.predictions,
             standing.seconds,
             self.experiment.evaluation.select,
             math.nan if standing.best_value is None else standing.best_value,
