@@ -357,7 +357,9 @@ def _model_card(run: RunFolder, record: Row, logged: list[Row]) -> Row:
     options, parameters = shape, None
     try:
         task = TASKS[record["experiment"].get("task", "translation")]
-        config = task.configure(**{name: value for name, value in shape.items() if name != "model_type"})
+        config = task.configure(
+            **{name: value for name, value in shape.items() if name not in ("model_type", "architectures")}
+        )
         options = {name: getattr(config, name) for name in ("vocab_size", *option_types(task.config))}
         parameters = count_parameters(config)
     except Exception as error:  # transformers raises several kinds of its own; the run may be of another version

@@ -18,8 +18,6 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, frozen: Sequence
     rare words, which get a gradient seldom. `lr_scale` multiplies the rate of the schedule for a group. Parameters
     whose names begin with one of `frozen` keep their moments, as every training state expects, but have the rate 0 and
     a gradient of zeros, so that they do not count in its norm either.
-
-    Raises BadInput for a beginning that no name has, and where nothing would be trained.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed: list[nn.Parameter] = []
@@ -38,6 +36,11 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, frozen: Sequence
         {"params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
         {"params": still, "weight_decay": 0.0, "lr_scale": 0.0},
     ]
+    return [{**group, "lr": config.learning_rate * group["lr_scale"]} for group in groups if group["params"]]
+
+
+def check_frozen(model: nn.Module, frozen: Sequence[str]) -> None:
+    """Raises BadInput for a beginning that no parameter's name has, and where nothing would be trained."""
     names = [name for name, _ in model.named_parameters()]
     unknown = next((start for start in frozen if not any(is_frozen(name, [start]) for name in names)), None)
     if unknown is not None:
@@ -45,9 +48,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, frozen: Sequence
             f"training.freeze: '{unknown}' must begin the name of a parameter{suggest(unknown, _beginnings(names))} "
             f"(such as {names[0]})"
         )
-    if not decayed and not plain:
+    if all(is_frozen(name, frozen) for name in names):
         raise BadInput("training.freeze: must leave something to train; it names all parameters")
-    return [{**group, "lr": config.learning_rate * group["lr_scale"]} for group in groups if group["params"]]
 
 
 def is_frozen(name: str, frozen: Sequence[str]) -> bool:

@@ -33,7 +33,7 @@ from bmscale.training.inheritance import Inheritance
 from bmscale.training.label_data import LabelData
 from bmscale.training.metrics import Metrics, Progress, Window, model_flops_utilisation
 from bmscale.training.models import Models
-from bmscale.training.optimizer import is_frozen, make_optimizer
+from bmscale.training.optimizer import check_frozen, is_frozen, make_optimizer
 from bmscale.training.pair_data import PairData
 from bmscale.training.row_data import MaskedRowData, RowData
 from bmscale.training.schedule import rate_factor
@@ -122,6 +122,10 @@ def planned(
     inherited = Inheritance.of(experiment)
     config = inherited.shape(experiment, data.tokenizer, **data.model_options())
     data.check(config)
+    with torch.device("meta"):  # names and shapes, and no memory
+        model = experiment.model.task.model(config)
+    inherited.check(model)
+    check_frozen(model, training.freeze)
     identity = record.identity(experiment, data.manifest["data_hash"], _shape(config))
     record.check(run, identity, experiment, total_steps, new_schedule=new_schedule)
     return data, plan, total_steps, inherited, config, identity
@@ -183,7 +187,6 @@ def build_model(engine: Engine, experiment: Experiment, config: TransformerConfi
         model = experiment.model.task.model(config)
         if training.activation_checkpointing:
             model.activation_checkpointing_enable()
-        inherited.check(model)
         return model
 
     def first_value(name: str, shape: torch.Size) -> torch.Tensor:

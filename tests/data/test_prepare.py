@@ -1,5 +1,6 @@
 """`prepare`: the same bytes whatever the workers and the format, nothing half-done, nothing lost by accident."""
 
+import contextlib
 import json
 import os
 import random
@@ -409,7 +410,11 @@ def test_interrupted_runs_end_with_their_workers(settings, tmp_path, sign, every
     else:
         process.kill()
     # Standard error ends only when the workers, which hold it too, have ended.
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # nothing of a failed test may go on
+            os.killpg(process.pid, signal.SIGKILL)
     assert not (tmp_path / "data").exists()
     if everyone:
         assert errors.count("Traceback") == 1  # the parent's own KeyboardInterrupt, which the command line catches

@@ -49,7 +49,7 @@ ENDLESS = """
 import os, time
 from bmscale.data.workers import Workers
 def work(number):
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\\n".encode())  # at once: two of them write to one pipe
     time.sleep(1000)
 if __name__ == "__main__":
     list(Workers(2).map(work, range(4)))
@@ -60,8 +60,10 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
     (tmp_path / "endless.py").write_text(ENDLESS)
     with subprocess.Popen([sys.executable, tmp_path / "endless.py"], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        workers = [int(parent.stdout.readline()) for _ in range(2)]
-        parent.kill()
+        try:
+            workers = [int(parent.stdout.readline()) for _ in range(2)]
+        finally:
+            parent.kill()
         deadline = time.monotonic() + 60
         while any(is_running(worker) for worker in workers):
             assert time.monotonic() < deadline

@@ -213,7 +213,7 @@ MISTAKES = {
         ["language_model.yaml", "training.freeze=[model.layer]"],
         r"training\.freeze: 'model\.layer' must begin the name of a parameter; did you mean 'model\.layers'\?",
     ),
-    "freeze everything": (["masked_lm.yaml", "training.freeze=[model,lm_head]"], "must leave something to train"),
+    "freeze everything": (["masked_lm.yaml", "training.freeze=[model]"], "must leave something to train"),
     "begin with other pieces": (
         ["language_model.yaml", "init_from=other"],
         r"init_from: documents must be prepared with the tokenizer of other, and was with another",
