@@ -220,7 +220,7 @@ MISTAKES = {
     ),
     "begin with nothing": (["masked_lm.yaml", "init_from=nowhere"], "nowhere: no such model folder"),
     "begin with another width": (
-        ["language_model.yaml", "init_from=runs/language_model/model/last", "model.intermediate_size=128"],
+        ["language_model.yaml", "init_from=runs/language_model/model/last", "model.intermediate_size=192"],
         r"init_from: .* must have the shape",
     ),
 }
