@@ -95,14 +95,14 @@ def test_each_task_learns_and_says_so(tasks, name, monkeypatch):
     assert "not at hand" not in page
 
 
-@pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+@pytest.mark.parametrize(
+    ("name", "stage"), [("language_model", "zero3"), ("masked_lm", "zero2"), ("classification", "zero3")]
+)
 def test_two_ranks_train_what_one_does(bmscale, tasks, name, stage):
     """Dropout draws by rank, so it is off; the losses agree as far as sums in another order do."""
     alone = tasks / "runs" / f"{name}-alone"
     plain = [f"{name}.yaml", "model.dropout=0"]
-    if not alone.exists():
-        bmscale("train", *plain, f"run=runs/{alone.name}", folder=tasks)
+    bmscale("train", *plain, f"run=runs/{alone.name}", folder=tasks)
     run = f"runs/{name}-{stage}"
     bmscale("train", *plain, f"run={run}", f"training.deepspeed={stage}", folder=tasks, ranks=2)
     mine, other = metrics(tasks / run), metrics(alone)
