@@ -28,6 +28,18 @@ class DocumentSource(Protocol):
         ...
 
 
+class DocumentsInMemory:
+    """Documents that are no shards."""
+
+    def __init__(self, documents: list[np.ndarray]) -> None:
+        self._documents = documents
+        self.lengths = np.array([len(document) for document in documents], np.int32)
+
+    def document(self, i: int) -> np.ndarray:
+        """The token ids of document `i`."""
+        return self._documents[i]
+
+
 @dataclass(frozen=True)
 class Row:
     """One packed row and what follows it."""

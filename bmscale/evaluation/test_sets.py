@@ -14,7 +14,7 @@ from bmscale.data.corpus import CorpusConfig, read_pairs
 from bmscale.data.documents import DocumentCorpusConfig, LabelledCorpusConfig, read_documents, read_labelled
 from bmscale.data.manifest import load_manifest
 from bmscale.data.masking import Masking
-from bmscale.data.rows import RowPlan
+from bmscale.data.rows import DocumentsInMemory, RowPlan
 from bmscale.data.shards import PairShards
 from bmscale.data.tokenizer import Tokenizer
 from bmscale.errors import BadInput
@@ -159,7 +159,7 @@ class MaskedScorer:
         }
 
     def _rows(self, texts: list[str]) -> Iterator[MaskedRow]:
-        documents = InMemory([np.array(document_ids(self._tokenizer, text)) for text in texts])
+        documents = DocumentsInMemory([np.array(document_ids(self._tokenizer, text)) for text in texts])
         length = self._training.sequence_length
         plan = RowPlan(
             documents.lengths, sequence_length=length, seed=0, tokens_per_step=length, causal=False, shuffled=False
@@ -226,18 +226,6 @@ SCORERS: dict[str, type[Scorer]] = {
     "masked_lm": MaskedScorer,
     "classification": LabelScorer,
 }
-
-
-class InMemory:
-    """Documents that are no shards."""
-
-    def __init__(self, documents: list[np.ndarray]) -> None:
-        self._documents = documents
-        self.lengths = np.array([len(document) for document in documents], np.int32)
-
-    def document(self, i: int) -> np.ndarray:
-        """The token ids of document `i`."""
-        return self._documents[i]
 
 
 def _hash(lines: list[str]) -> str:

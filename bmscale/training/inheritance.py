@@ -62,7 +62,7 @@ class Inheritance:
         """Say what `model` takes over. Raises BadInput where that is nothing, or a parameter has another shape."""
         if self.folder is None:
             return
-        shapes = {name: torch.Size(getattr(each, "ds_shape", each.shape)) for name, each in model.named_parameters()}
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         for name in shapes.keys() & self.files.keys():
             with safe_open(self.files[name], framework="pt") as file:
                 found = torch.Size(file.get_slice(name).get_shape())

@@ -13,7 +13,7 @@ from bmscale.evaluation.label_validation import LabelValidator
 from bmscale.experiment import ClassificationExperiment, Experiment
 from bmscale.model.config import TransformerConfig
 from bmscale.model.flops import training_flops
-from bmscale.training.step_data import StepData, TrainingData, make_mixture
+from bmscale.training.step_data import StepData, TrainingData, plan_of_pairs
 
 PROBE_TEXTS = 8
 
@@ -40,16 +40,7 @@ class LabelData(TrainingData):
         return {"labels": self.labels, "max_tokens": self.experiment.data.max_tokens}
 
     def plan(self) -> StepPlan:
-        training = self.experiment.training
-        sources = self.manifest["splits"]["train"]["sources"]
-        names, sizes = [source["name"] for source in sources], [source["pairs_kept"] for source in sources]
-        return StepPlan(
-            self.train.source_lengths,
-            self.train.target_lengths,
-            seed=training.seed,
-            tokens_per_step=training.tokens_per_step,
-            mixture=None if training.sampling is None else make_mixture(training.sampling, names, sizes),
-        )
+        return plan_of_pairs(self.train, self.experiment.training, self.manifest["splits"]["train"]["sources"])
 
     def check(self, config: TransformerConfig) -> None:
         longest = int(max(self.train.source_lengths.max(), self.valid.source_lengths.max()))

@@ -14,7 +14,7 @@ from bmscale.evaluation.validation import TranslationValidator
 from bmscale.experiment import Experiment, TranslationExperiment
 from bmscale.model.config import TransformerConfig
 from bmscale.model.flops import training_flops
-from bmscale.training.step_data import StepData, TrainingData, make_mixture
+from bmscale.training.step_data import StepData, TrainingData, plan_of_pairs
 
 PROBE_PAIRS = 8
 
@@ -55,15 +55,7 @@ class PairData(TrainingData):
                 "training.subword_sampling: needs a unigram tokenizer, whose segmentations have probabilities; got a "
                 "BPE one. Set data.tokenizer.type: unigram and prepare the data again"
             )
-        sources = self.manifest["splits"]["train"]["sources"]
-        names, sizes = [source["name"] for source in sources], [source["pairs_kept"] for source in sources]
-        return StepPlan(
-            self.train.source_lengths,
-            self.train.target_lengths,
-            seed=training.seed,
-            tokens_per_step=training.tokens_per_step,
-            mixture=None if training.sampling is None else make_mixture(training.sampling, names, sizes),
-        )
+        return plan_of_pairs(self.train, training, self.manifest["splits"]["train"]["sources"])
 
     def check(self, config: TransformerConfig) -> None:
         for name, shards in (("training", self.train), ("validation", self.valid)):

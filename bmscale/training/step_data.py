@@ -11,13 +11,14 @@ import torch
 
 from bmscale.data.batch import Batch
 from bmscale.data.manifest import Kind, load_manifest
-from bmscale.data.steps import Mixture, Plan
+from bmscale.data.shards import PairShards
+from bmscale.data.steps import Mixture, Plan, StepPlan
 from bmscale.data.tokenizer import Tokenizer
 from bmscale.engine import process_group
 from bmscale.engine.engine import Engine
 from bmscale.errors import BadInput
 from bmscale.evaluation.validation import Validation
-from bmscale.experiment import Experiment, SamplingConfig
+from bmscale.experiment import Experiment, SamplingConfig, TrainingConfig
 from bmscale.model.config import TransformerConfig
 from bmscale.training import record
 
@@ -116,6 +117,18 @@ def make_mixture(config: SamplingConfig, names: Sequence[str], sizes: Sequence[i
     if empty:
         raise BadInput(f"training.sampling.weights: cleaning left nothing of {empty[0]}; take it out of data.train")
     return Mixture.by_weight(sizes, [config.weights[name] for name in names])
+
+
+def plan_of_pairs(shards: PairShards, training: TrainingConfig, sources: Sequence[dict[str, Any]]) -> StepPlan:
+    """The global steps over pairs, `sources` being those of the manifest. Raises BadInput for what they cannot give."""
+    names, sizes = [source["name"] for source in sources], [source["pairs_kept"] for source in sources]
+    return StepPlan(
+        shards.source_lengths,
+        shards.target_lengths,
+        seed=training.seed,
+        tokens_per_step=training.tokens_per_step,
+        mixture=None if training.sampling is None else make_mixture(training.sampling, names, sizes),
+    )
 
 
 class StepReader:

@@ -69,9 +69,8 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
     engine = Engine(training)
     with Signals(run, engine.rank) as signals:
         lock.take(run)
-        resumes = record.check(
-            run, identity, experiment, total_steps, new_schedule=new_schedule
-        )  # nobody else is at it
+        # Again, now that nobody else can change the folder: another start may have made the run in between.
+        resumes = record.check(run, identity, experiment, total_steps, new_schedule=new_schedule)
         own = record.fingerprint(record.read(run).identity if resumes else identity)
         _check_that_ranks_agree(run, identity)
         state = _newest_state(run, own) if resumes else None
