@@ -23,6 +23,7 @@ import torch.utils.cpp_extension
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
+from bmscale.engine import host_memory
 from bmscale.engine.deepspeed_config import settle_deepspeed
 from bmscale.errors import BadInput, LostRank
 
@@ -120,6 +121,8 @@ def start(deepspeed_config: dict[str, Any] | None, precision: str, timeout_minut
     Raises LostRank when fewer ranks met than were launched.
     """
     expected = launched_world_size(os.environ)
+    if not torch.cuda.is_available():
+        host_memory.keep()
     plugin, handlers = None, []
     if deepspeed_config is not None:
         _stand_alone(expected)

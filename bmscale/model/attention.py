@@ -10,6 +10,7 @@ from torch import nn
 from transformers import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from bmscale.model import cpu_attention
 from bmscale.model.config import TransformerConfig
 from bmscale.model.init import mark_residual_output
 from bmscale.model.norms import RMSNorm
@@ -73,8 +74,14 @@ class Attention(nn.Module):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Kernel and output projection: (B, T, D) and, from the eager kernel only, the weights (B, H, T, S)."""
-        kernel = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        implementation = self.config._attn_implementation
         dropout = self.config.attention_dropout if self.training else 0.0
+        if implementation == "sdpa" and cpu_attention.pays(query_BHTK, key_BGSK, dropout):
+            heads_BTHK = cpu_attention.attention(
+                query_BHTK, key_BGSK, value_BGSK, mask, is_causal=self.is_causal, scale=self.scaling
+            )
+            return self.o_proj(heads_BTHK.flatten(2)), None
+        kernel = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         # `is_causal` is read from the module: a None mask in the decoder still means causal.
         heads_BTHK, weights = kernel(
             self, query_BHTK, key_BGSK, value_BGSK, mask, dropout=dropout, scaling=self.scaling, **kwargs

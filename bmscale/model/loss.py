@@ -100,17 +100,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
         for start in range(0, len(hidden_ND), chunk):
             rows, labels = hidden_ND[start : start + chunk], labels_N[start : start + chunk, None]
-            log_p_CV = (rows @ weight_VD.T).log_softmax(dim=-1, dtype=wide)
-            chunk_nll = -log_p_CV.gather(1, labels).sum()
+            logits_CV = rows @ weight_VD.T
+            if grad_hidden is None and grad_weight is None:
+                log_p_CV = logits_CV.log_softmax(dim=-1, dtype=wide)
+                chunk_nll, sum_log_p = -log_p_CV.gather(1, labels).sum(), log_p_CV.sum()
+                if not with_gradient:
+                    correct += (log_p_CV.argmax(dim=-1, keepdim=True) == labels).sum()
+            else:
+                # The gradient wants probabilities: taking their logarithms all over would be a pass more.
+                grad_CV = logits_CV.softmax(dim=-1, dtype=wide)
+                label_log_p_C1 = _log_p_of_labels(grad_CV, logits_CV, labels)
+                chunk_nll = -label_log_p_C1.sum()
+                if smoothing:  # log p = logit - log z
+                    log_z_C1 = logits_CV.gather(1, labels).to(wide) - label_log_p_C1
+                    sum_log_p = logits_CV.sum(dtype=wide) - len(weight_VD) * log_z_C1.sum()
             nll += chunk_nll
             loss += (1 - smoothing) * chunk_nll
             if smoothing:
-                loss -= smoothing / len(weight_VD) * log_p_CV.sum()
-            if not with_gradient:
-                correct += (log_p_CV.argmax(dim=-1, keepdim=True) == labels).sum()
+                loss -= smoothing / len(weight_VD) * sum_log_p
             if grad_hidden is None and grad_weight is None:
                 continue
-            grad_CV = log_p_CV.exp_()
             if smoothing:
                 grad_CV -= smoothing / len(weight_VD)
             grad_CV.scatter_add_(1, labels, grad_CV.new_full(labels.shape, smoothing - 1))
@@ -135,6 +144,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden = None if grad_hidden is None else grad_hidden * upstream.to(grad_hidden.dtype)
         weight = None if grad_weight is None else (grad_weight * upstream).to(ctx.dtype)
         return hidden, weight, None, None, None, None
+
+
+def _log_p_of_labels(p_NV: torch.Tensor, logits_NV: torch.Tensor, labels_N1: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities (N, 1), also where the probability is too small for its type."""
+    p_N1 = p_NV.gather(1, labels_N1)
+    lost_N = (p_N1 < torch.finfo(p_N1.dtype).tiny).squeeze(1)
+    log_p_N1 = p_N1.log()
+    if lost_N.any():
+        exact = logits_NV[lost_N].log_softmax(dim=-1, dtype=p_N1.dtype)
+        log_p_N1[lost_N] = exact.gather(1, labels_N1[lost_N])
+    return log_p_N1
 
 
 def _wide(tensor: torch.Tensor) -> torch.dtype:

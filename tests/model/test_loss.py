@@ -138,3 +138,17 @@ def test_autocast_multiplies_in_bf16_and_gives_fp32_gradients(labels):
     assert torch.equal(sums.loss, narrow.loss)
     assert weight.grad is not None
     assert weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_labels_of_no_probability_have_a_loss_all_the_same(label_smoothing):
+    """Probabilities below the smallest fp32 number: their logarithm must come from the logits."""
+    hidden = torch.tensor([[1.0], [300.0]], requires_grad=True)
+    weight = torch.tensor([[1.0], [-1.0], [0.5]], requires_grad=True)
+    labels = torch.tensor([0, 1])
+    sums = linear_cross_entropy(hidden, weight, labels, label_smoothing)
+    plain = F.cross_entropy(hidden @ weight.T, labels, reduction="sum", label_smoothing=label_smoothing)
+    assert float(sums.loss) == pytest.approx(float(plain), rel=1e-6)
+    got, wanted = (torch.autograd.grad(loss, (hidden, weight)) for loss in (sums.loss, plain))
+    for mine, truth in zip(got, wanted, strict=True):
+        torch.testing.assert_close(mine, truth)
