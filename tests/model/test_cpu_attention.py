@@ -85,7 +85,7 @@ def test_a_model_trains_as_with_the_fused_kernel(monkeypatch):
         model.zero_grad()
         loss = model(pieces, labels=pieces, segment_ids=segments).loss
         loss.backward()
-        return float(loss), torch.cat([weight.grad.flatten() for weight in model.parameters()])
+        return float(loss.detach()), torch.cat([weight.grad.flatten() for weight in model.parameters()])
 
     called = []
     attention = cpu_attention.attention
