@@ -78,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prepare(commands)
     _add_train(commands)
     _add_submit(commands)
+    _add_benchmark(commands)
     _add_checkpoint(commands)
     _add_evaluate(commands)
     _add_report(commands)
@@ -217,6 +218,73 @@ def _submit(options: argparse.Namespace) -> None:
     job = submit(experiment, train, sbatch)
     log.info("job %s trains %s", job, experiment.run_folder.path)
     print(job)
+
+
+def _add_benchmark(commands: Commands) -> None:
+    parser = _add(
+        commands, "benchmark", "measure speed: our own, and rivals' on the same data in the same run", _benchmark
+    )
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="see --list (default: the usual ones)")
+    parser.add_argument("--list", action="store_true", help="print what there is to measure, and the usual cases")
+    parser.add_argument("--corpus", metavar="FILE", help="sentence pairs, as `prepare` reads (default: the toy corpus)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="turns over all cases (default: 3)")
+    parser.add_argument("--steps", type=int, default=40, metavar="N", help="steps that are timed (default: 40)")
+    parser.add_argument("--warmup-steps", type=int, default=5, metavar="N", help="steps before them (default: 5)")
+    parser.add_argument("--tokens-per-step", type=int, default=2048, metavar="N", help="target tokens (default: 2048)")
+    parser.add_argument(
+        "--micro-batch-tokens", type=int, metavar="N", help="padded slots of a pass (default: as --tokens-per-step)"
+    )
+    parser.add_argument("--max-seconds", type=float, default=900, metavar="S", help="of one case (default: 900)")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME=PYTHON",
+        help="the interpreter that measures a rival: joeynmt, eole, ctranslate2, hf, torch",
+    )
+    parser.add_argument(
+        "--at-least",
+        action="append",
+        nargs=3,
+        default=[],
+        metavar=("CASE", "CASE", "RATIO"),
+        help="fail unless the first case is so many times as fast as the second",
+    )
+    parser.add_argument(
+        "--output", metavar="FOLDER", default="benchmark", help="prepared data, logs, results.json (default: benchmark)"
+    )
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from bmscale.benchmark import benchmark
+    from bmscale.benchmark.peer_case import parse_peers
+    from bmscale.benchmark.setting import Setting
+
+    if options.list:
+        print("\n".join([*benchmark.KINDS.values(), "", "usual:", *benchmark.USUAL]))
+        return 0
+    if options.micro_batch_tokens is None:
+        options.micro_batch_tokens = options.tokens_per_step
+    for name in ("repeats", "steps", "warmup_steps", "tokens_per_step", "micro_batch_tokens", "max_seconds"):
+        if not getattr(options, name) > 0:
+            raise BadInput(f"--{name.replace('_', '-')}: must be above 0; got {getattr(options, name)}")
+    cases = benchmark.matching(options.cases)
+    ratios = benchmark.parse_ratios(options.at_least)
+    setting = Setting(
+        Path(options.output),
+        options.corpus,
+        options.warmup_steps,
+        options.steps,
+        options.tokens_per_step,
+        options.micro_batch_tokens,
+        options.max_seconds,
+        parse_peers(options.peer),
+    )
+    benchmark.check(setting, cases, ratios)
+    found = benchmark.benchmark(setting, cases, options.repeats)
+    lines, reached = benchmark.ratio_lines(found, ratios)
+    print("\n".join([benchmark.table(found), *([""] if lines else []), *lines]))
+    return 0 if reached and all(found.values()) else 1
 
 
 def _add_checkpoint(commands: Commands) -> None:

@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bmscale.model.attention import CrossAttention, SelfAttention
 from bmscale.model.config import GATED, TransformerConfig
+from bmscale.model.dropout import Dropout
 from bmscale.model.init import mark_residual_output, residual_branches
 from bmscale.model.loss import LossSums, linear_cross_entropy
 from bmscale.model.norms import make_norm
@@ -27,7 +28,7 @@ class TokenEmbedding(nn.Module):
         self.tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.scale = config.embedding_scale * (config.hidden_size**0.5 if config.scale_embeddings else 1.0)
         self.has_sinusoids = config.positions == "sinusoid"
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, T, D) of pieces (B, T), scaled, without positions."""
@@ -93,7 +94,7 @@ class Layer(GradientCheckpointingLayer):
         """`index` counts the `depth` blocks of a stack from 0; it is the block's place in the cache."""
         super().__init__()
         self.residual_scale = config.residual_scale
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         branches = residual_branches(depth, reads_source=reads_source)
         self.self_attention_norm = make_norm(config)
         self.self_attention = SelfAttention(config, index, is_causal=is_causal, branches=branches)

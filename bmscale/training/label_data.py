@@ -71,6 +71,7 @@ class LabelData(TrainingData):
             batches=[text_batch(self.train, ranks[rank]) for ranks in rounds],
             target_tokens=len(texts),
             tokens=int(lengths[texts].sum()),
+            slots=sum(len(ids) * int(lengths[ids].max()) for ranks in rounds for ids in ranks if len(ids)),
             flops=float(np.sum(training_flops(config, lengths[texts]))),
         )
 

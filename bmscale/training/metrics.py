@@ -154,6 +154,8 @@ class Window:
             target_tokens=was.target_tokens + step.target_tokens,
             trained_tokens=was.trained_tokens + weight,
             tokens=was.tokens + step.tokens,
+            slots=was.slots + step.slots,
+            waited_seconds=was.waited_seconds + step.waited_seconds,
             flops=was.flops + step.flops,
             loss=was.loss + (outcome.loss * weight if taken else 0.0),
             nll=was.nll + (outcome.nll * weight if taken else 0.0),

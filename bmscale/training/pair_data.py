@@ -6,7 +6,7 @@ from bmscale.data.batch import PairBatch, PairSource, read_batch
 from bmscale.data.manifest import VALID_TEXTS
 from bmscale.data.prepare import DataConfig
 from bmscale.data.shards import PairShards
-from bmscale.data.steps import StepPlan, split_step
+from bmscale.data.steps import StepPlan, padded_slots, split_step
 from bmscale.data.subwords import SampledPairs
 from bmscale.engine.engine import Engine
 from bmscale.errors import BadInput
@@ -99,6 +99,11 @@ class PairData(TrainingData):
             batches=[read_batch(source, ranks[rank]) for ranks in rounds],
             target_tokens=int(targets.sum()),
             tokens=int(sources.sum() + targets.sum()),
+            slots=sum(
+                padded_slots(shards.source_lengths[ids], shards.target_lengths[ids])
+                for ranks in rounds
+                for ids in ranks
+            ),
             flops=float(np.sum(training_flops(config, sources, targets))),
         )
 

@@ -92,6 +92,7 @@ class RowData(TrainingData):
             batches=[self._read(plan, epoch, ranks[rank], rows.start, (training.seed, epoch)) for ranks in rounds],
             target_tokens=int(targets.sum()) if not self.causal else plan.predicted_tokens(step),
             tokens=int(pieces.sum()),
+            slots=len(rows) * training.sequence_length,
             flops=float(np.sum(training_flops(config, pieces, targets))),
         )
 

@@ -19,6 +19,10 @@ class WindowSums(Config):
     """Target tokens of the steps that were not skipped."""
     tokens: int = 0
     """Source and target tokens of all steps."""
+    slots: int = 0
+    """The same with padding."""
+    waited_seconds: float = 0.0
+    """Of the seconds, those in which rank 0 waited for data."""
     flops: float = 0.0
     loss: float = 0.0
     """Smoothed loss times target tokens, over the steps that were not skipped (nats)."""

@@ -1,5 +1,6 @@
 """What a run trains on, whatever its task: a prepared folder, its plan of global steps, this rank's batches of each."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,11 @@ class StepData:
     """Predictions that count in the loss."""
     tokens: int
     """All tokens that the model reads, those of sources too."""
+    slots: int
+    """What the batches hold of them with their padding."""
     flops: float
+    waited_seconds: float = 0.0
+    """How long the training waited for it to be read."""
 
 
 class Validator(Protocol):
@@ -155,7 +160,8 @@ class StepReader:
                 upcoming = reader.submit(self._read, step) if step < end else None
                 if waiting is not None:
                     self._at("reading data", step)
-                    step_data = waiting.result()
+                    begun = time.monotonic()
+                    step_data = replace(waiting.result(), waited_seconds=time.monotonic() - begun)
                     if self._data.counted_together:
                         self._at("counting tokens", step)
                         step_data = _counted(step_data)

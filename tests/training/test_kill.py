@@ -89,7 +89,14 @@ def metrics(run: Path) -> list[dict]:
 
 def trained(run: Path) -> list[dict]:
     """What a run computed, without what depends on the clock and without the events of its life."""
-    timed = ("tokens_per_second", "source_and_target_tokens_per_second", "flops_per_second", "memory_gib", "seconds")
+    timed = (
+        "tokens_per_second",
+        "source_and_target_tokens_per_second",
+        "flops_per_second",
+        "waiting_for_data",
+        "memory_gib",
+        "seconds",
+    )
     return [{key: line[key] for key in line if key not in timed} for line in metrics(run) if "event" not in line]
 
 

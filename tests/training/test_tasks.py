@@ -68,7 +68,14 @@ def tasks(bmscale, tmp_path_factory) -> Path:
 
 def metrics(run: Path) -> list[dict]:
     """What a run computed, without events and what depends on the clock."""
-    timed = ("tokens_per_second", "source_and_target_tokens_per_second", "flops_per_second", "memory_gib", "seconds")
+    timed = (
+        "tokens_per_second",
+        "source_and_target_tokens_per_second",
+        "flops_per_second",
+        "waiting_for_data",
+        "memory_gib",
+        "seconds",
+    )
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: line[key] for key in line if key not in timed} for line in lines if "event" not in line]
 

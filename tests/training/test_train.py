@@ -56,6 +56,8 @@ def test_metrics_add_up(trained):
         assert line["tokens_per_second"] > 0
         assert line["mfu"] is None  # no peak is known for this CPU
         assert len(line["memory_gib"]) == 1
+        assert 0 < line["padding"] < 0.5
+        assert 0 <= line["waiting_for_data"] < 1
     assert [line["lr"] for line in steps] == pytest.approx([5e-3 * factor for factor in (0.5, 1, 1, 1, 1, 1)])
     assert 500 * 12 <= steps[-1]["tokens"] <= 600 * 12
     assert steps[-1]["nll"] < steps[0]["nll"]
@@ -119,17 +121,21 @@ def test_a_run_that_dies_at_its_very_end_is_not_finished(bmscale, trained):
 
 
 def deterministic(run: Path) -> list[dict]:
-    """The metrics without what depends on the machine, and without the events of the run's life."""
-    speed = (
+    """The metrics without what depends on machine and ranks, and without the events of the run's life."""
+    machine = (
         "tokens_per_second",
         "source_and_target_tokens_per_second",
         "flops_per_second",
+        "padding",
+        "waiting_for_data",
         "mfu",
         "memory_gib",
         "seconds",
     )
     return [
-        {key: value for key, value in line.items() if key not in speed} for line in metrics(run) if "event" not in line
+        {key: value for key, value in line.items() if key not in machine}
+        for line in metrics(run)
+        if "event" not in line
     ]
 
 

@@ -1,0 +1,86 @@
+"""Cases of single commands: how soon training starts, how soon help answers, preparing data, saving a state."""
+
+import shutil
+import subprocess
+import sys
+import time
+
+from bmscale.benchmark import process
+from bmscale.benchmark.figures import Figures
+from bmscale.benchmark.setting import Setting, cores, read_lines
+from bmscale.benchmark.training_case import EngineChoice, check_precision
+from bmscale.data.prepare import prepare as prepare_data
+from bmscale.errors import BmscaleError
+
+LOOK_SECONDS = 0.02
+"""How often a case looks whether a run has come to its first step."""
+
+
+def start(setting: Setting, name: str, shape_name: str, precision: str, engine: str = "none") -> Figures:
+    """From the command to the end of the first training step."""
+    check_precision(precision)
+    choice = EngineChoice.parse(engine)
+    setting.prepare()
+    experiment = setting.experiment(
+        name, shape_name, precision=precision, deepspeed=choice.name, log_every_steps=1, max_steps=1
+    )
+    run, config = experiment.run_folder, setting.new_run(name, experiment)
+    begun = time.perf_counter()
+    with setting.log(name).open("w", encoding="utf-8") as log:
+        running = subprocess.Popen(
+            [*choice.start(), "-m", "bmscale", "train", str(config)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=process.environment(choice.threads),
+        )
+        try:
+            while not run.metrics.exists() and running.poll() is None:
+                time.sleep(LOOK_SECONDS)
+            seconds = time.perf_counter() - begun
+            running.wait(setting.max_seconds)
+        finally:
+            running.kill()
+    if running.returncode or not run.metrics.exists():
+        raise BmscaleError(f"{name}: the run ended with {running.returncode}; see {setting.log(name)}")
+    return Figures(seconds=seconds)
+
+
+def answer(setting: Setting, name: str, what: str) -> Figures:
+    """`bmscale --help`, or `import bmscale`."""
+    command = {
+        "help": [sys.executable, "-m", "bmscale", "--help"],
+        "import": [sys.executable, "-c", "import bmscale"],
+    }[what]
+    begun = time.perf_counter()
+    process.run(command, cores(), setting.log(name))
+    return Figures(seconds=time.perf_counter() - begun)
+
+
+def prepare(setting: Setting, name: str) -> Figures:
+    """`bmscale prepare` of the corpus into a new folder: cleaning, tokenizer, shards."""
+    folder = setting.folder / "prepared-again"
+    if folder.exists():
+        shutil.rmtree(folder)
+    config = setting.data_config(folder)
+    begun = time.perf_counter()
+    manifest = prepare_data(config)
+    seconds = time.perf_counter() - begun
+    shutil.rmtree(folder)
+    read = sum(source["pairs_read"] for source in manifest["splits"]["train"]["sources"])
+    return Figures(seconds=seconds, work=read, unit="pairs")
+
+
+def checkpoint(setting: Setting, name: str, shape_name: str, precision: str, engine: str = "none") -> Figures:
+    """Saving the training state: how long training stands still, and how much is written."""
+    check_precision(precision)
+    choice = EngineChoice.parse(engine)
+    setting.prepare()
+    experiment = setting.experiment(
+        name, shape_name, precision=precision, deepspeed=choice.name, save_every_steps=1, max_steps=4
+    )
+    run, config = experiment.run_folder, setting.new_run(name, experiment)
+    command = [*choice.start(), "-m", "bmscale", "train", str(config)]
+    process.run(command, choice.threads, setting.log(name), setting.max_seconds)
+    saved = [line for line in read_lines(run.metrics) if line.get("event") == "saved"]
+    seconds = sum(line["stall_seconds"] for line in saved)
+    return Figures(seconds=seconds, work=sum(line["gib"] for line in saved), unit="GiB")
