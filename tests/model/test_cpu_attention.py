@@ -87,9 +87,13 @@ def test_a_model_trains_as_with_the_fused_kernel(monkeypatch):
         loss.backward()
         return float(loss.detach()), torch.cat([weight.grad.flatten() for weight in model.parameters()])
 
-    called = []
-    attention = cpu_attention.attention
-    monkeypatch.setattr(cpu_attention, "attention", lambda *a, **k: called.append(1) or attention(*a, **k))
+    called, attention = [], cpu_attention.attention
+
+    def counted(*arguments, **options):
+        called.append(1)
+        return attention(*arguments, **options)
+
+    monkeypatch.setattr(cpu_attention, "attention", counted)
     loss, gradient = loss_and_gradient()
     assert called == [1, 1]
     monkeypatch.setattr(cpu_attention, "pays", lambda *_: False)

@@ -1,0 +1,149 @@
+"""`bmscale benchmark` from the command line, on the toy corpus and the smallest shape."""
+
+import json
+
+import pytest
+
+from bmscale.benchmark import benchmark, peer_case
+from bmscale.benchmark.figures import Figures
+from bmscale.benchmark.setting import Setting
+from bmscale.benchmark.shape import SHAPES, shape
+from bmscale.benchmark.training_case import EngineChoice
+from bmscale.errors import BadInput, BmscaleError
+from bmscale.model.tasks import TASKS
+
+QUICK = ("--repeats", "1", "--steps", "2", "--warmup-steps", "1", "--tokens-per-step", "600")
+
+
+def setting(folder, **changes):
+    return Setting(folder, None, 1, 2, 600, 600, 60.0, **changes)
+
+
+@pytest.mark.parametrize("name", benchmark.USUAL)
+def test_usual_cases_exist(name, tmp_path):
+    benchmark.check(setting(tmp_path), [name], [])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_are_models(name):
+    options = shape(name)
+    task = TASKS[options["task"]]
+    model = dict(options["model"])
+    preset, size = task.presets[model.pop("preset")], task.sizes.get(model.pop("size", ""), {})
+    config = task.configure(**{**preset, **size, **model})
+    assert config.hidden_size % config.num_attention_heads == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("trian/d256/fp32", "must begin with one of train"),
+        ("train/d256", "must have the form train/SHAPE/PRECISION"),
+        ("train/d265/fp32", "the shape must be one of .*d256"),
+        ("train/d256/fp16", "precision: must be fp32 or bf16; got 'fp16'"),
+        ("train/d256/fp32/zero4", "engine: must be none, bare, or zero0 to zero3"),
+        ("train/d256/fp32/nonex2", "none runs on one rank"),
+        ("train/d256/fp32/zero2x0", "engine: must be"),
+        ("eole/d256/fp32", "--peer: eole must be measured by an interpreter"),
+        ("eole/d256/fp32/zero2", "must have the form eole/SHAPE/PRECISION"),
+        ("answer/what", "answer/help or answer/import"),
+        ("prepare/d256", "must have the form prepare"),
+    ],
+)
+def test_cases_that_do_not_exist(name, message, tmp_path):
+    with pytest.raises(BadInput, match=message):
+        benchmark.check(setting(tmp_path), [name], [])
+
+
+def test_engines_share_the_cores_out():
+    two = EngineChoice.parse("zero2x2")
+    assert (two.name, two.ranks) == ("zero2", 2)
+    assert two.threads == max(1, EngineChoice.parse("none").threads // 2)
+    assert EngineChoice.parse("zero3_offload").name == "zero3_offload"
+
+
+@pytest.mark.parametrize(("ratio", "message"), [("no", "must be a number"), ("0", "above 0"), ("nan", "above 0")])
+def test_ratios_that_make_no_sense(ratio, message):
+    with pytest.raises(BadInput, match=message):
+        benchmark.parse_ratios([("prepare", "answer/help", ratio)])
+
+
+def test_ratios_of_cases_that_are_not_measured(tmp_path):
+    with pytest.raises(BadInput, match="answer/help is not among the cases"):
+        benchmark.check(setting(tmp_path), ["prepare"], [("prepare", "answer/help", 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("eole", "NAME=PYTHON"), ("fairseq=python", "NAME being one of"), ("eole=/no/such", "can be run")],
+)
+def test_interpreters_that_cannot_be(given, message):
+    with pytest.raises(BadInput, match=message):
+        peer_case.parse_peers([given])
+
+
+def test_table_and_ratios():
+    found = {
+        "train/d256/fp32": [Figures(1.0, 2, 100, 50, 200, 1e9, 2e9, losses=(5.0, 4.0)), Figures(1.0, 2, 120, 50, 200)],
+        "answer/help": [Figures(0.25)],
+        "prepare": [Figures(2.0, work=50, unit="pairs")],
+        "eole/d256/fp32": [],
+    }
+    lines = benchmark.table(found).splitlines()
+    assert lines[0].startswith("| case | target tokens/s (range) |")
+    assert "| `train/d256/fp32` | 110 (100–120) | 50 | 0.500 | 1 | 50.0 % | 20.0 % | 5.00 to 4.00 |" in lines
+    assert any("0.25 s (0.25–0.25)" in line for line in lines)
+    assert any("25 pairs/s" in line for line in lines)
+    assert len(lines) == 5  # none of a case that failed
+    text, reached = benchmark.ratio_lines(found, [("train/d256/fp32", "answer/help", 3.0)])
+    assert reached
+    assert "25.00" in text[0]
+    text, reached = benchmark.ratio_lines(found, [("train/d256/fp32", "answer/help", 26.0)])
+    assert not reached
+    assert "NOT reached" in text[0]
+    text, reached = benchmark.ratio_lines(found, [("train/d256/fp32", "eole/d256/fp32", 1.0)])
+    assert not reached
+    assert "not measured" in text[0]
+
+
+def test_a_case_that_fails_leaves_the_others_alone(tmp_path, monkeypatch):
+    def measure(setting, name):
+        if name == "prepare":
+            raise BmscaleError("no room")
+        return Figures(1.0)
+
+    monkeypatch.setattr(benchmark, "find", lambda name: measure)
+    found = benchmark.benchmark(setting(tmp_path), ["prepare", "answer/help"], 2)
+    assert [len(measured) for measured in found.values()] == [0, 2]
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["failed"] == {"prepare": "no room"}
+    assert content["machine"]["cores"] >= 1
+
+
+def test_measured_for_real(bmscale, tmp_path):
+    cases = (
+        "train/tiny/fp32",
+        "step/tiny/bf16/zero1x2",
+        "step/tiny/fp32/none",
+        "step/tiny/fp32/bare",
+        "checkpoint/tiny/fp32",
+        "start/tiny/fp32",
+        "decode/tiny/fp32/greedy",
+        "answer/import",
+        "prepare",
+    )
+    result = bmscale("benchmark", *cases, *QUICK, "--output", "out", folder=tmp_path)
+    assert all(f"| `{case}` |" in result.stdout for case in cases)
+    content = json.loads((tmp_path / "out/results.json").read_text())
+    found = {name: measured[0] for name, measured in content["cases"].items()}
+    for name in cases[:4]:
+        assert found[name]["steps"] == 2
+        assert 600 < found[name]["target_tokens"] <= 1200
+        assert 0 < found[name]["padding"] < 0.5
+        assert 0 < found[name]["mfu"] < 1.5
+    # What the engine does and what a loop of torch does are the same steps.
+    assert found["step/tiny/fp32/none"]["losses"] == pytest.approx(found["step/tiny/fp32/bare"]["losses"], rel=1e-5)
+    assert found["step/tiny/fp32/none"]["target_tokens"] == found["train/tiny/fp32"]["target_tokens"]
+    assert found["decode/tiny/fp32/greedy"]["target_tokens"] == 128 * 24
+    assert found["checkpoint/tiny/fp32"]["work"] > 0
+    assert found["start/tiny/fp32"]["seconds"] > found["answer/import"]["seconds"]
