@@ -77,10 +77,9 @@ print(tokenizer.batch_decode(model.generate(**batch, max_new_tokens=50), skip_sp
         "A masked language model",
         "",
         """
-ids = tokenizer("A sentence.", return_tensors="pt").input_ids
-ids[0, 1] = tokenizer.mask_token_id
-best = model(input_ids=ids).logits[0, 1].topk(5).indices
-print(tokenizer.convert_ids_to_tokens(best.tolist()))
+batch = tokenizer("The old <mask> slept.", return_tensors="pt")
+hidden = batch.input_ids == tokenizer.mask_token_id
+print(tokenizer.convert_ids_to_tokens(model(**batch).logits[hidden][0].topk(5).indices))
 """,
     ),
     "classification": (
