@@ -476,6 +476,7 @@ def test_the_card_s_python_works_in_a_fresh_process_without_network(written):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("['")
+    assert "max_length" not in done.stderr  # with which transformers warns of a max_new_tokens beside it
 
 
 OTHERS = {
@@ -616,3 +617,4 @@ def test_the_card_of_another_task_works_in_a_fresh_process_without_network(other
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("['")
+    assert "max_length" not in done.stderr  # with which transformers warns of a max_new_tokens beside it
