@@ -1,6 +1,7 @@
-"""Quality of a classifier: accuracy and macro-F1 with intervals, and precision and recall of each label."""
+"""Quality of a classifier: accuracy and macro-F1 with intervals, precision and recall of each label, confusions."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from statistics import NormalDist
@@ -10,6 +11,9 @@ import numpy as np
 
 from bmscale.errors import BadInput
 from bmscale.evaluation.scores import DEFAULT_SEED
+
+MOST_CONFUSIONS = 20
+"""How many are kept; 150 labels can be confused in 22,350 ways."""
 
 
 def score_labels(
@@ -80,6 +84,13 @@ def per_label(references: Sequence[str], predictions: Sequence[str]) -> dict[str
         }
         for k, label in enumerate(labels)
     }
+
+
+def confusions(references: Sequence[str], predictions: Sequence[str]) -> list[dict[str, str | int]]:
+    """Which labels were taken for which others, and for how many texts: the most frequent `MOST_CONFUSIONS`."""
+    wrong = Counter(pair for pair in zip(references, predictions, strict=True) if pair[0] != pair[1])
+    first = sorted(wrong.items(), key=lambda entry: (-entry[1], entry[0]))[:MOST_CONFUSIONS]
+    return [{"label": label, "predicted": predicted, "texts": texts} for (label, predicted), texts in first]
 
 
 def _confusion(references: Sequence[str], predictions: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:

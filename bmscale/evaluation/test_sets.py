@@ -18,7 +18,7 @@ from bmscale.data.rows import DocumentsInMemory, RowPlan
 from bmscale.data.shards import PairShards
 from bmscale.data.tokenizer import Tokenizer
 from bmscale.errors import BadInput
-from bmscale.evaluation.classification import per_label, score_labels
+from bmscale.evaluation.classification import confusions, per_label, score_labels
 from bmscale.evaluation.language_model import evaluate_language_model
 from bmscale.evaluation.loss import validation_loss
 from bmscale.evaluation.masked_lm import MaskedRow, evaluate_masked_lm
@@ -217,6 +217,7 @@ class LabelScorer:
             "sha256": _hash([f"{label}\t{text}" for text, label in items]),
             "scores": scores,
             "labels": per_label(wanted, given),
+            "confusions": confusions(wanted, given),
         }
 
 

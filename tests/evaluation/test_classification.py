@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bmscale.errors import BadInput
-from bmscale.evaluation.classification import per_label, score_labels
+from bmscale.evaluation.classification import MOST_CONFUSIONS, confusions, per_label, score_labels
 from bmscale.evaluation.scores import format_scores
 
 #                rightly given / given / asked: a 2/3/3, b 1/2/2, c 0/0/1, d 0/1/0
@@ -24,6 +24,16 @@ def test_figures_by_hand():
         "c": {"precision": 0, "recall": 0, "f1": 0, "support": 1},
         "d": {"precision": 0, "recall": 0, "f1": 0, "support": 0},
     }  # fmt: skip
+
+
+def test_confusions_come_by_how_often_they_are():
+    assert confusions(["a", "b", "b", "c", "c", "a"], ["b", "a", "a", "a", "c", "a"]) == [
+        {"label": "b", "predicted": "a", "texts": 2},
+        {"label": "a", "predicted": "b", "texts": 1},
+        {"label": "c", "predicted": "a", "texts": 1},
+    ]
+    assert len(confusions([f"{k}" for k in range(99)], ["x"] * 99)) == MOST_CONFUSIONS
+    assert confusions(["a"], ["a"]) == []
 
 
 def drawn(texts: int, labels: int) -> tuple[list[str], list[str]]:

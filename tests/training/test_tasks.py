@@ -68,7 +68,7 @@ def tasks(bmscale, tmp_path_factory) -> Path:
 
 def metrics(run: Path) -> list[dict]:
     """What a run computed, without events and what depends on the clock."""
-    timed = ("tokens_per_second", "source_and_target_tokens_per_second", "flops_per_second", "memory_gib", "seconds")
+    timed = ("tokens_per_second", "read_tokens_per_second", "flops_per_second", "memory_gib", "seconds")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: line[key] for key in line if key not in timed} for line in lines if "event" not in line]
 
@@ -93,6 +93,9 @@ def test_each_task_learns_and_says_so(tasks, name, monkeypatch):
     assert name.replace("_", " ") in page
     assert "Data card" in page
     assert "not at hand" not in page
+    card = (run / "model/best/README.md").read_text()
+    for text in (page, card):
+        assert not re.search("translat|target|source|training pair", text), "words of translation"
 
 
 @pytest.mark.parametrize(
