@@ -12,6 +12,7 @@ import torch
 
 from bmscale.data.corpus import CorpusConfig, read_pairs
 from bmscale.data.documents import DocumentCorpusConfig, LabelledCorpusConfig, read_documents, read_labelled
+from bmscale.data.framing import document_ids
 from bmscale.data.manifest import load_manifest
 from bmscale.data.masking import Masking
 from bmscale.data.rows import DocumentsInMemory, RowPlan
@@ -32,7 +33,6 @@ from bmscale.experiment import (
     TranslationExperiment,
 )
 from bmscale.inference.classifier import Classifier
-from bmscale.inference.framing import document_ids
 from bmscale.inference.translator import SearchOptions, Translator, find_device
 from bmscale.model.folder import ModelFolder, load_model
 
