@@ -287,13 +287,19 @@ def _benchmark(options: argparse.Namespace) -> int:
     return 0 if reached and all(found.values()) else 1
 
 
+CHECKPOINT_ACTIONS = {
+    "list": "print a line of JSON for each state: its steps, its size, what saved it",
+    "verify": "read every state and compare its hashes; 1 where one is damaged",
+    "export": "write a model folder of one state, and print where",
+    "prune": "remove all but the newest whole ones, and what damaged ones left; print what went",
+}
+
+
 def _add_checkpoint(commands: Commands) -> None:
     parser = _add(commands, "checkpoint", "look at the training states of a run, or make a model of one", _checkpoint)
-    parser.add_argument(
-        "action",
-        choices=("list", "verify", "export", "prune"),
-        help="list them; compute every hash; write a model folder of one; remove all but the newest whole ones",
-    )
+    actions = "".join(f"\n  {action:<8}{text}" for action, text in CHECKPOINT_ACTIONS.items())
+    parser.description = f"{parser.description}\n\nactions:{actions}"
+    parser.add_argument("action", choices=CHECKPOINT_ACTIONS, metavar="ACTION", help="one of those above")
     parser.add_argument("run", metavar="RUN", help="a run folder, such as runs/toy")
     parser.add_argument("--step", type=int, metavar="N", help="export: the state of this step (default: the newest)")
     parser.add_argument("--to", metavar="OUT", help="export: the folder to write (default: RUN/model/state-NNNNNNNN)")

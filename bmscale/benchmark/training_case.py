@@ -75,7 +75,7 @@ def _of_run(run: RunFolder, precision: str, choice: EngineChoice) -> Figures:
     first, timed = lines[0], lines[1:]
     seconds = [later["seconds"] - earlier["seconds"] for earlier, later in zip(lines, timed, strict=False)]
     target_tokens = timed[-1]["tokens"] - first["tokens"]
-    tokens = [line["source_and_target_tokens_per_second"] * second for line, second in zip(timed, seconds, strict=True)]
+    tokens = [line["read_tokens_per_second"] * second for line, second in zip(timed, seconds, strict=True)]
     return Figures(
         seconds=sum(seconds),
         steps=timed[-1]["step"] - first["step"],

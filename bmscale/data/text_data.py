@@ -28,11 +28,12 @@ from bmscale.data.documents import (
     read_documents,
     read_labelled,
 )
+from bmscale.data.framing import batch_ids, cut
 from bmscale.data.manifest import ITEMS, SHARDS, VALID_TEXTS, data_hash, described, write_bytes
 from bmscale.data.prepared_folder import hash_inputs, manifest_head
 from bmscale.data.shards import DocumentWriter, ShardWriter
 from bmscale.data.spool import SAMPLE_BYTES, bounded_chunks, loaded_tokenizer, sample
-from bmscale.data.tokenizer import BOS, EOS, LosslessTokenizerConfig, Tokenizer, train_tokenizer
+from bmscale.data.tokenizer import LosslessTokenizerConfig, Tokenizer, train_tokenizer
 from bmscale.data.workers import Progress, Workers, in_own_process
 from bmscale.errors import BadInput
 
@@ -323,12 +324,8 @@ def encode_texts(
     """Tokenise lines of the spool as `<s> text </s>`, cut to `most` tokens."""
     tokenizer = loaded_tokenizer(model, sha256)
     rows = [_row(line) for line in lines]
-    encoded = [[BOS, *ids] for ids in tokenizer.encode_batch([row[0] for row in rows])]
-    cut = 0
-    for ids in encoded:
-        if most is not None and len(ids) > most:
-            ids[most - 1 :] = [EOS]
-            cut += 1
+    whole = batch_ids(tokenizer, [row[0] for row in rows])
+    encoded = whole if most is None else [cut(ids, most) for ids in whole]
     index = {label: i for i, label in enumerate(labels or ())}
     lengths = np.fromiter(map(len, encoded), np.int32, len(encoded))
     return EncodedTexts(
@@ -336,7 +333,7 @@ def encode_texts(
         lengths,
         np.fromiter((len(row[0].encode("utf-8", "surrogatepass")) for row in rows), np.int64, len(rows)),
         np.array([index[row[1]] for row in rows] if labels else [], np.int32),
-        cut,
+        0 if most is None else sum(len(ids) > most for ids in whole),
     )
 
 

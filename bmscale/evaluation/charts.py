@@ -49,11 +49,13 @@ def line_chart(
     tokens: Sequence[tuple[float, float]],
     *,
     scale: Literal["free", "zero", "log"] = "zero",
+    counted: str = "target tokens",
 ) -> str:
     """An `<svg>` element without scripts, links or names that another chart on the page may have.
 
-    `title` is for screen readers. `tokens` holds (step, target tokens seen) in the order of the steps, for the upper
-    axis. `scale` is that of the values: `zero` shows 0, `log` does not where they are positive and range far enough.
+    `title` is for screen readers. `tokens` holds (step, how many `counted` were seen) in the order of the steps, for
+    the upper axis. `scale` is that of the values: `zero` shows 0, `log` does not where they are positive and range far
+    enough.
     """
     # Here and not above: training must end well where Matplotlib is broken, and it takes a while to load.
     import matplotlib
@@ -81,7 +83,7 @@ def line_chart(
         axes.tick_params(which="both", length=0)
         if drawn and len(lines) > 1:
             axes.legend(frameon=False, labelcolor=_INK)
-        _add_token_axis(axes, tokens)
+        _add_token_axis(axes, tokens, counted)
         file = StringIO()
         figure.savefig(
             file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -124,8 +126,8 @@ def _scale(axes: "Axes", lines: Sequence[Line], scale: str) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _add_token_axis(axes: "Axes", tokens: Sequence[tuple[float, float]]) -> None:
-    """The target tokens seen at the steps of the lower axis; none beyond what was trained."""
+def _add_token_axis(axes: "Axes", tokens: Sequence[tuple[float, float]], counted: str) -> None:
+    """What was seen at the steps of the lower axis; none beyond what was trained."""
     from matplotlib.ticker import EngFormatter, NullLocator
 
     if not tokens:
@@ -139,7 +141,7 @@ def _add_token_axis(axes: "Axes", tokens: Sequence[tuple[float, float]]) -> None
     labels = [short(count).replace("G", "B") for count in seen_at]
     above.set_xticks(ticks, labels)
     above.xaxis.set_minor_locator(NullLocator())
-    above.set_xlabel("target tokens")
+    above.set_xlabel(counted)
     above.tick_params(length=0)
     above.spines["top"].set_visible(False)
 

@@ -39,13 +39,19 @@ EXTREME_SENTENCES = 8
 VALIDATION_ROWS = 12
 STARTS = 20
 INPUT_FILES = 40
+LABELS = 200
 CHARACTERS = 500
 """Of one sentence."""
 
 Row = dict[str, Any]
 
-_UNITS = {"language_model": "token", "masked_lm": "masked token", "classification": "text"}
-"""What a loss is of, by task; a target token of a translator."""
+_LABELLED = {"pairs_read": "texts read", "pairs_kept": "texts kept", "source_tokens": "tokens"}
+"""What a split of labelled texts counts: they are stored as pairs of a text and one token, its label."""
+
+_VALIDATION = {
+    "translation": "On the validation data: greedy translations of a part of it, with 95 % intervals of a bootstrap.",
+    "classification": "On the validation data, with 95 % intervals.",
+}
 
 SCORES = {
     "chrf": "chrF2++",
@@ -179,11 +185,12 @@ def _contents(run: RunFolder, record: Row) -> Row:
     experiment, metrics, results = record["experiment"], _read_steps(run.metrics), _read_json(run.results)
     validations = [row for row in metrics.rows if "valid_loss" in row]
     logged = [row for row in metrics.rows if not {"event", "valid_loss"} & row.keys()]
-    data = _mapping(experiment.get("data"))
+    data, task = _mapping(experiment.get("data")), str(experiment.get("task", "translation"))
+    unit = TASKS[task if task in TASKS else "translation"].predicts
     return {
         "name": experiment.get("name", run.path.name),
-        "task": str(experiment.get("task", "translation")),
-        "unit": _UNITS.get(str(experiment.get("task", "translation")), "target token"),
+        "task": task,
+        "unit": unit,
         "source_language": str(data.get("source_language", "")),
         "target_language": str(data.get("target_language", "")),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -193,7 +200,7 @@ def _contents(run: RunFolder, record: Row) -> Row:
         "skipped": sum(int(skipped) for skipped in _column(logged, "skipped") if skipped > 0),
         "damaged_lines": metrics.damaged,
         "thinned": len(logged) > MOST_POINTS,
-        "charts": _charts(logged, validations, _UNITS.get(str(experiment.get("task")), "target token")),
+        "charts": _charts(logged, validations, task, unit),
         "best": min(validations, key=lambda row: _or(row.get("valid_loss"), math.inf), default=None),
         "validations": _spread(validations, VALIDATION_ROWS),
         "validation_count": len(validations),
@@ -202,7 +209,7 @@ def _contents(run: RunFolder, record: Row) -> Row:
         "tests": [_test_set(run, str(name), _mapping(test)) for name, test in _mapping(results.get("test")).items()],
         "samples": _samples(_read_steps(run.samples)),
         "data": _data_card(data, _mapping(record.get("identity")).get("data_hash")),
-        "model": _model_card(run, record, logged),
+        "model": _model_card(run, record, logged, unit),
         "starts": [_mapping(start) for start in _spread(_sequence(record.get("starts")), STARTS)],
         "start_count": len(_sequence(record.get("starts"))),
         "resolved": yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True, width=100),
@@ -230,7 +237,7 @@ def _status(run: RunFolder, record: Row, rows: list[Row]) -> Row:
     }
 
 
-def _charts(logged: list[Row], validations: list[Row], unit: str) -> list[Row]:
+def _charts(logged: list[Row], validations: list[Row], task: str, unit: str) -> list[Row]:
     """Title, caption and SVG of each chart that has something to show."""
     tokens = [(row["step"], _number(row.get("tokens"))) for row in sorted(logged + validations, key=_step)]
     tokens = [(step, seen) for step, seen in tokens if not math.isnan(seen)]
@@ -251,7 +258,7 @@ def _charts(logged: list[Row], validations: list[Row], unit: str) -> list[Row]:
         ),
         (
             "Validation scores",
-            "On the validation data (translations: greedy ones of a part of it), with 95 % intervals of a bootstrap.",
+            _VALIDATION.get(task, "On the validation data."),
             "score",
             "zero",
             [
@@ -280,9 +287,9 @@ def _charts(logged: list[Row], validations: list[Row], unit: str) -> list[Row]:
         {
             "title": title,
             "caption": caption,
-            "svg": Markup(line_chart(f"{title} by step", unit, lines, tokens, scale=scale)),
+            "svg": Markup(line_chart(f"{title} by step", of, lines, tokens, scale=scale, counted=f"{unit}s")),
         }
-        for title, caption, unit, scale, lines in plans
+        for title, caption, of, scale, lines in plans
         if not all(line.is_empty for line in lines)
     ]
 
@@ -319,8 +326,17 @@ def _test_set(run: RunFolder, name: str, result: Row) -> Row:
     count = min(EXTREME_SENTENCES, len(rows) // 2)  # no sentence is among the worst and among the best
     scores = [_mapping(score) for score in _mapping(result.get("scores")).values()]
     scores = scores or [{"name": said, "score": result[key]} for key, said in FIGURES.items() if key in result]
-    extremes = {"worst": rows[:count], "best": rows[::-1][:count]}
-    return {"name": name, **result, "scores": scores, "search": _mapping(result.get("search")), "extremes": extremes}
+    labels = list(_mapping(result.get("labels")).items())
+    return {
+        **result,
+        "name": name,
+        "scores": scores,
+        "search": _mapping(result.get("search")),
+        "extremes": {"worst": rows[:count], "best": rows[::-1][:count]},
+        "labels": [(label, _mapping(figures)) for label, figures in labels[:LABELS]],
+        "label_count": len(labels),
+        "confusions": [_mapping(row) for row in _sequence(result.get("confusions"))],
+    }
 
 
 def _data_card(data: Row, data_hash: Any) -> Row:
@@ -339,19 +355,22 @@ def _data_card(data: Row, data_hash: Any) -> Row:
         "missing": None,
         "manifest": manifest,
         "kind": kind,
-        "splits": [(split, _counts(counts)) for split, counts in manifest["splits"].items()],
+        "splits": [(split, _counts(counts, kind)) for split, counts in manifest["splits"].items()],
         "files": files[:INPUT_FILES],
         "file_count": len(files),
         "tokenizer": _mapping(data.get("tokenizer")),
     }
 
 
-def _counts(split: Row) -> Row:
+def _counts(split: Row, kind: str) -> Row:
     """The figures of a split, whatever its kind."""
-    return {key.replace("_", " "): value for key, value in split.items() if isinstance(value, int | float)}
+    figures = {key: value for key, value in split.items() if isinstance(value, int | float)}
+    if kind == "labelled":
+        figures = {_LABELLED.get(key, key): value for key, value in figures.items() if key != "target_tokens"}
+    return {key.replace("_", " "): value for key, value in figures.items()}
 
 
-def _model_card(run: RunFolder, record: Row, logged: list[Row]) -> Row:
+def _model_card(run: RunFolder, record: Row, logged: list[Row], unit: str) -> Row:
     """Shape, size and origin of the model; a figure that cannot be had is left out."""
     shape = _mapping(_mapping(record.get("identity")).get("model"))
     options, parameters = shape, None
@@ -380,7 +399,10 @@ def _model_card(run: RunFolder, record: Row, logged: list[Row]) -> Row:
         # The log lines differ a little, with the lengths of their sentences.
         "flops_per_token": float(np.median([flops / speed for flops, speed in counted])) if counted else math.nan,
         "folders": list(origins),
-        "origin": _side_by_side(list(origins.values())),
+        "origin": [
+            (f"{unit}s seen" if key == "target_tokens" else key, values)
+            for key, values in _side_by_side(list(origins.values()))
+        ],
     }
 
 

@@ -12,13 +12,14 @@ import torch
 
 from bmscale.data.corpus import CorpusConfig, read_pairs
 from bmscale.data.documents import DocumentCorpusConfig, LabelledCorpusConfig, read_documents, read_labelled
+from bmscale.data.framing import document_ids
 from bmscale.data.manifest import load_manifest
 from bmscale.data.masking import Masking
 from bmscale.data.rows import DocumentsInMemory, RowPlan
 from bmscale.data.shards import PairShards
 from bmscale.data.tokenizer import Tokenizer
 from bmscale.errors import BadInput
-from bmscale.evaluation.classification import per_label, score_labels
+from bmscale.evaluation.classification import confusions, per_label, score_labels
 from bmscale.evaluation.language_model import evaluate_language_model
 from bmscale.evaluation.loss import validation_loss
 from bmscale.evaluation.masked_lm import MaskedRow, evaluate_masked_lm
@@ -32,7 +33,6 @@ from bmscale.experiment import (
     TranslationExperiment,
 )
 from bmscale.inference.classifier import Classifier
-from bmscale.inference.framing import document_ids
 from bmscale.inference.translator import SearchOptions, Translator, find_device
 from bmscale.model.folder import ModelFolder, load_model
 
@@ -217,6 +217,7 @@ class LabelScorer:
             "sha256": _hash([f"{label}\t{text}" for text, label in items]),
             "scores": scores,
             "labels": per_label(wanted, given),
+            "confusions": confusions(wanted, given),
         }
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from bmscale.data.tokenizer import EOS, PAD, Tokenizer
+from bmscale.data.framing import batch_ids, cut
+from bmscale.data.tokenizer import PAD, Tokenizer
 from bmscale.errors import BadInput
-from bmscale.inference.framing import document_ids
 from bmscale.inference.translator import find_device
 from bmscale.model.folder import ModelFolder, load_model, open_model_folder
 
@@ -94,8 +94,8 @@ class Classifier:
         if isinstance(texts, str):
             raise BadInput("texts: must be a list of texts; got one string: put it in a list")
         most = self.max_tokens
-        whole = [document_ids(self.tokenizer, text) for text in texts]
-        ids = [row if len(row) <= most else [*row[: most - 1], EOS] for row in whole]
+        whole = batch_ids(self.tokenizer, texts)
+        ids = [cut(row, most) for row in whole]
         probabilities_NL = label_probabilities(self.model, ids, max_batch_tokens)
         order_NL = np.argsort(-probabilities_NL, axis=1, kind="stable")[:, :top]
         return [

@@ -10,9 +10,9 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from bmscale.data.framing import document_ids, document_text
 from bmscale.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from bmscale.errors import BadInput
-from bmscale.inference.framing import document_ids, document_text
 from bmscale.inference.sampling import SamplingOptions
 from bmscale.inference.translator import find_device
 from bmscale.model.folder import ModelFolder, load_model, open_model_folder

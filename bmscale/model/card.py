@@ -20,7 +20,7 @@ def model_card(name: str, record: Mapping[str, Any], task: Task) -> str:
     ]
     if languages:
         header.append(f"language: {json.dumps(languages)}")
-    facts = "\n".join(f"- {key}: {value}" for key, value in _facts(record, languages) if value)
+    facts = "\n".join(f"- {key}: {value}" for key, value in _facts(record, languages, task) if value)
     what, example, python = _USES[task.name]
     command = _COMMAND.format(task.command, example) if task.command else ""
     return "\n".join(header) + _BODY.format(
@@ -28,14 +28,14 @@ def model_card(name: str, record: Mapping[str, Any], task: Task) -> str:
     )
 
 
-def _facts(record: Mapping[str, Any], languages: list[str]) -> list[tuple[str, str]]:
+def _facts(record: Mapping[str, Any], languages: list[str], task: Task) -> list[tuple[str, str]]:
     facts = [("languages", " → ".join(languages)), ("parameters", f"{record['parameters']:,} ({record['dtype']})")]
     if record.get("optimizer_step") is not None:
         facts.append(("optimizer steps", f"{record['optimizer_step']:,}"))
     if record.get("averaged"):
         facts.append(("average of", ", ".join(str(one["folder"]) for one in record["averaged"])))
     if record.get("target_tokens") is not None:
-        facts.append(("target tokens seen", f"{record['target_tokens']:,}"))
+        facts.append((f"{task.predicts}s seen", f"{record['target_tokens']:,}"))
     if record.get("data_hash"):
         facts.append(("training data", f"`{record['data_hash']}` (hash of the prepared data)"))
     for metric, value in (record.get("scores") or {}).items():
@@ -77,10 +77,9 @@ print(tokenizer.batch_decode(model.generate(**batch, max_new_tokens=50), skip_sp
         "A masked language model",
         "",
         """
-ids = tokenizer("A sentence.", return_tensors="pt").input_ids
-ids[0, 1] = tokenizer.mask_token_id
-best = model(input_ids=ids).logits[0, 1].topk(5).indices
-print(tokenizer.convert_ids_to_tokens(best.tolist()))
+batch = tokenizer("The old <mask> slept.", return_tensors="pt")
+hidden = batch.input_ids == tokenizer.mask_token_id
+print(tokenizer.convert_ids_to_tokens(model(**batch).logits[hidden][0].topk(5).indices))
 """,
     ),
     "classification": (

@@ -170,10 +170,12 @@ def _write_configs(
     config.save_pretrained(folder)
     task = task_of(config)
     longest = config.max_position_embeddings
-    # transformers' default is 20 tokens, which would cut most sentences.
-    generation = {"bos_token_id": BOS, "pad_token_id": PAD, "eos_token_id": EOS, "max_length": longest}
+    generation: dict[str, Any] = {"bos_token_id": BOS, "pad_token_id": PAD, "eos_token_id": EOS}
     if config.is_encoder_decoder:
-        generation |= {"decoder_start_token_id": EOS, "num_beams": beam_size, "length_penalty": length_penalty}
+        # transformers' default is 20 tokens, which would cut most sentences. A language model has no such end: beside
+        # the max_new_tokens that one asks of it, a max_length would be warned of.
+        generation |= {"max_length": longest, "decoder_start_token_id": EOS}
+        generation |= {"num_beams": beam_size, "length_penalty": length_penalty}
     if task.writes:
         GenerationConfig(**generation).save_pretrained(folder)
     mask = _mask_piece(folder / TOKENIZER_FILE, config) if task.name == "masked_lm" else None

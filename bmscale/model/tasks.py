@@ -50,6 +50,8 @@ class Task:
     """The task as the Hugging Face hub names it."""
     command: str | None
     """The command that uses such a model; None where there is none."""
+    predicts: str
+    """What one prediction is, of which losses are means; in the singular."""
     writes: bool
     """Whether the model generates text."""
 
@@ -75,6 +77,7 @@ TASKS = {
             "AutoModelForSeq2SeqLM",
             "translation",
             "translate",
+            "target token",
             writes=True,
         ),
         Task(
@@ -88,6 +91,7 @@ TASKS = {
             "AutoModelForCausalLM",
             "text-generation",
             "generate",
+            "token",
             writes=True,
         ),
         Task(
@@ -101,6 +105,7 @@ TASKS = {
             "AutoModelForMaskedLM",
             "fill-mask",
             None,
+            "masked token",
             writes=False,
         ),
         Task(
@@ -114,6 +119,7 @@ TASKS = {
             "AutoModelForSequenceClassification",
             "text-classification",
             "predict",
+            "text",
             writes=False,
         ),
     )

@@ -22,7 +22,8 @@ class BmscaleTokenizer(SentencePieceBackend):
     model, both for an encoder (`special_tokens_pattern` of tokenizer_config.json).
 
     Nothing in a text is a special token: the characters "</s>" are encoded as characters, as SentencePiece does, so
-    a sentence cannot end a batch row early.
+    a sentence cannot end a batch row early. The one exception is `mask_token`, which only a masked language model has:
+    it hides a token there, and with it the space before it, because a piece that begins a word begins with its space.
     """
 
     vocab_files_names = {"vocab_file": TOKENIZER_FILE}  # noqa: RUF012 - the name and form that transformers reads
@@ -38,13 +39,17 @@ class BmscaleTokenizer(SentencePieceBackend):
         # take for a space, and half characters, are spelt in bytes.
         spells_bytes = all(self.sp_model.is_byte(self.sp_model.piece_to_id(f"<0x{byte:02X}>")) for byte in range(256))
         as_it_is = "".join(map(self.sp_model.id_to_piece, self.sp_model.encode("a  b "))) == "a\u2581\u2581b\u2581"
-        self._spelt = re.compile("([\u2581\ud800-\udfff])" if spells_bytes and as_it_is else r"(?!)()")
+        apart = [f" ?{re.escape(self.mask_token)}"] if self.mask_token else []
+        apart += ["[\u2581\ud800-\udfff]"] if spells_bytes and as_it_is else []
+        self._apart = re.compile(f"({'|'.join(apart) or '(?!)'})")
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         # By id: as strings, the pieces of an unknown word are its own characters, which could look like a piece.
         pieces: list[str] = []
-        for i, part in enumerate(self._spelt.split(text)):
-            if i % 2:
+        for i, part in enumerate(self._apart.split(text)):
+            if i % 2 and self.mask_token and part.endswith(self.mask_token):
+                pieces.append(self.mask_token)
+            elif i % 2:
                 pieces += [f"<0x{byte:02X}>" for byte in part.encode("utf-8", "surrogatepass")]
             else:
                 pieces += map(self.sp_model.id_to_piece, self.sp_model.encode(part))

@@ -22,7 +22,6 @@ class LabelData(TrainingData):
     """Texts of `task: classification`: pairs of a text and one token, its label."""
 
     kind = "labelled"
-    predictions = "texts"
     experiment: ClassificationExperiment
 
     def __init__(self, experiment: Experiment) -> None:

@@ -24,7 +24,6 @@ class RowData(TrainingData):
     """Rows of `task: language_model`."""
 
     kind = "documents"
-    predictions = "tokens"
     causal = True
     experiment: LanguageModelExperiment | MaskedExperiment
 
@@ -130,7 +129,6 @@ class MaskedRowData(RowData):
     """Rows of `task: masked_lm`: the same tokens are hidden whatever the ranks, others in each epoch."""
 
     causal = False
-    predictions = "masked tokens"
     counted_together = True
     experiment: MaskedExperiment
 

@@ -54,8 +54,6 @@ class TrainingData(ABC):
 
     kind: Kind
     """As the manifest names it."""
-    predictions = "target tokens"
-    """What is counted as predicted, in the log."""
     counted_together = False
     """Whether only the ranks together know the target tokens of a step."""
 

@@ -372,7 +372,7 @@ class _Loop:
                 "lr": rate,
                 "grad_norm": round(window.grad_norm, 5),
                 "tokens_per_second": round(speed, 1),
-                "source_and_target_tokens_per_second": round(sums.tokens / seconds, 1),
+                "read_tokens_per_second": round(sums.tokens / seconds, 1),
                 "flops_per_second": round(flops),
                 "mfu": model_flops_utilisation(flops, self.engine.world_size, self.engine.device_name),
                 "memory_gib": memory,
@@ -384,7 +384,7 @@ class _Loop:
         )
         self.progress.line(
             f"step {step}/{self.total_steps}  loss {window.loss:.4f}  nll {window.nll:.4f}  "
-            f"lr {rate:.2e}  grad norm {window.grad_norm:.2f}  {speed:,.0f} {self.data.predictions}/s"
+            f"lr {rate:.2e}  grad norm {window.grad_norm:.2f}  {speed:,.0f} {self.experiment.model.task.predicts}s/s"
             + (f"  {sums.skipped} skipped" if sums.skipped else "")
         )
         self.window = Window()
@@ -504,10 +504,10 @@ class _Loop:
         self.trackers.finish()
         process_group.barrier()  # launchers kill those that are late once the first rank has left
         log.info(
-            "trained %d steps, %s %s in %.0f s; best %s %.4f at step %d: %s",
+            "trained %d steps, %s %ss in %.0f s; best %s %.4f at step %d: %s",
             standing.data_step,
             f"{standing.target_tokens:,}",
-            self.data.predictions,
+            self.experiment.model.task.predicts,
             standing.seconds,
             self.experiment.evaluation.select,
             math.nan if standing.best_value is None else standing.best_value,

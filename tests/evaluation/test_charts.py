@@ -62,4 +62,8 @@ def test_any_values_make_a_chart(name, scale):
 
 
 def test_a_chart_without_tokens_has_no_upper_axis():
-    assert "target tokens" not in line_chart("Loss", "nats", [Line("training", [1, 2], [1.0, 2.0])], [])
+    lines = [Line("training", [1, 2], [1.0, 2.0])]
+    assert "target tokens" not in line_chart("Loss", "nats", lines, [])
+    chart = line_chart("Loss", "nats", lines, [(1, 16), (2, 32)], counted="texts")
+    assert "texts" in chart
+    assert "target tokens" not in chart

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from bmscale.evaluation import report
+from bmscale.evaluation.classification import confusions, per_label, score_labels
 from bmscale.evaluation.report import write_report, write_report_or_warn
 from bmscale.experiment import RunFolder, read_experiment
 
@@ -21,7 +22,7 @@ VOID = {"meta", "br", "path", "rect", "use"}
 class Page(HTMLParser):
     """A page that was read: its tags are balanced, its ids are unique, and nothing is loaded from elsewhere."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, sections: tuple[str, ...] = SECTIONS) -> None:
         super().__init__()
         self.html = path.read_text(encoding="utf-8")
         self.open: list[str] = []
@@ -33,7 +34,7 @@ class Page(HTMLParser):
         assert len(self.html.encode()) < 1_000_000
         assert "url(" not in re.sub(r"url\(#\w+\)", "", self.html)
         assert "@import" not in self.html
-        assert [name for name in self.ids if name in SECTIONS] == list(SECTIONS)
+        assert [name for name in self.ids if name in SECTIONS] == list(sections)
         self.text = " ".join(" ".join(self.words).split())
 
     def handle_starttag(self, tag, attrs):
@@ -225,6 +226,25 @@ def test_a_long_run_with_long_texts_stays_small(run):
     assert f"{report.VALIDATION_ROWS} of 2,000 validations" in shown.text
     chrf = [float(figure) for figure in re.findall(r'class="score">([\d.]+)<', shown.html)]
     assert chrf == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 49.9, 49.8, 49.7, 49.6, 49.5, 49.4, 49.3, 49.2]
+
+
+def test_a_classifier_shows_its_labels_and_their_confusions(run):
+    record = yaml.safe_load(run.record.read_text())
+    record["experiment"] = read_experiment("toy-labels", ["data.directory=elsewhere"]).model_dump()
+    run.record.write_text(yaml.safe_dump(record))
+    wanted = [f"l{k:03}" for k in range(report.LABELS + 1)] + ["<b>", "<b>", "net"]
+    given = [*wanted[:-3], "net", "net", "<b>"]
+    scores, labels = score_labels(wanted, given), per_label(wanted, given)
+    found = {"texts": len(wanted), "scores": scores, "labels": labels, "confusions": confusions(wanted, given)}
+    run.results.write_text(json.dumps({"test": {"x": found, "y": {"labels": 3, "confusions": [1]}}}))
+    write_lines(run.metrics, [logged(1), logged(2)])
+    write_report(run)
+    shown = Page(run.report, tuple(name for name in SECTIONS if name not in ("samples", "sentences")))
+    assert "x: labels Label Precision Recall F1 Support <b> 0.0 0.0 0.0 2 l000 100.0 100.0 100.0 1" in shown.text
+    assert f"{report.LABELS} of {report.LABELS + 3} labels" in shown.text
+    assert "Most frequent confusions. Label Predicted Texts <b> net 2 net <b> 1" in shown.text
+    assert "Texts seen 8,000" in shown.text
+    assert not re.search(r"translat|target|source", shown.text)
 
 
 def test_no_sentence_is_both_worst_and_best(run):

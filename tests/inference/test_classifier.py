@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from bmscale.data.framing import document_ids
 from bmscale.data.tokenizer import EOS, TokenizerConfig, train_tokenizer
 from bmscale.errors import BadInput
 from bmscale.inference.classifier import Classifier, label_probabilities
-from bmscale.inference.framing import document_ids
 from bmscale.model.folder import write_model_folder
 from bmscale.model.tasks import TASKS
 

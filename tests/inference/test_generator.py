@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from bmscale.data.framing import document_ids
 from bmscale.data.tokenizer import BOS, EOS, PAD, UNK, TokenizerConfig, train_tokenizer
 from bmscale.errors import BadInput
-from bmscale.inference.framing import document_ids
 from bmscale.inference.generator import Generator
 from bmscale.inference.sampling import DrawTokens, SamplingOptions
 from bmscale.model.folder import write_model_folder

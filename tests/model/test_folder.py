@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, pipeline
 
 from bmscale.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from bmscale.errors import BadInput
@@ -476,6 +476,7 @@ def test_the_card_s_python_works_in_a_fresh_process_without_network(written):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("['")
+    assert "max_length" not in done.stderr  # with which transformers warns of a max_new_tokens beside it
 
 
 OTHERS = {
@@ -546,6 +547,30 @@ def test_the_tokenizer_frames_a_text_as_its_task_needs(other):
         assert ids[1 : len(ids) - (last == "</s>")] == processor.encode(text)[:-1]
 
 
+def test_the_pipeline_of_its_task_opens_the_folder(other):
+    task, model, path = other
+    use = pipeline(task.pipeline, model=str(path), device="cpu")
+    if task.name == "masked_lm":
+        found = use("the <mask> dog", top_k=3)
+        ids = use.tokenizer("the<mask> dog", return_tensors="pt").input_ids
+        best = model(input_ids=ids).logits[ids == 4].softmax(-1).topk(3)
+        assert [one["token"] for one in found] == best.indices[0].tolist()
+        assert [one["score"] for one in found] == pytest.approx(best.values[0].tolist(), abs=1e-6)
+        assert [one["sequence"].startswith("the") for one in found] == [True] * 3
+    elif task.name == "classification":
+        ids = torch.tensor([[0, *Tokenizer.load(path / "spiece.model").encode("the red dog")]])
+        figures = model(input_ids=ids).logits[0].softmax(-1).detach()
+        (found,) = use("the red dog")
+        assert found["label"] == ("net", "libs", "doc")[int(figures.argmax())]
+        assert found["score"] == pytest.approx(float(figures.max()), abs=1e-6)
+    else:
+        ids = torch.tensor([[0, *Tokenizer.load(path / "spiece.model").encode("the red")[:-1]]])
+        written = model.generate(input_ids=ids, max_new_tokens=5, do_sample=False, eos_token_id=2, pad_token_id=1)
+        expected = use.tokenizer.decode(written[0], skip_special_tokens=True)
+        (found,) = use("the red", max_new_tokens=5, do_sample=False)
+        assert found["generated_text"] == expected
+
+
 def test_damage_of_a_model_of_another_task_is_named(other):
     task, _, path = other
     if task.writes:
@@ -592,3 +617,4 @@ def test_the_card_of_another_task_works_in_a_fresh_process_without_network(other
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("['")
+    assert "max_length" not in done.stderr  # with which transformers warns of a max_new_tokens beside it

@@ -12,7 +12,7 @@ TEXTS = [
     "The box is  on the table.",
     " a\n\n  b\t",
     "\u2581 a\u2581",
-    "x <s> </s> <mask> <0x41> y",
+    "x <s> </s> <0x41> y",
     "a\0b",
     "漢 🙂 é",
     "half a character: \ud83d",
@@ -40,3 +40,12 @@ def test_the_same_ids_and_text(both, text):
     if "\ud83d" not in text:  # not Unicode: SentencePiece decodes it to replacement characters
         assert theirs.decode(ids, skip_special_tokens=True) == text
     assert theirs.mask_token_id == ours.mask_id == 4
+
+
+def test_the_mask_hides_a_token_and_its_space(both):
+    ours, theirs = both
+    before, after = ours.encode("The box")[:-1], ours.encode(" is on.")
+    for text in ("The box <mask> is on.", "The box<mask> is on."):
+        assert theirs(text)["input_ids"] == [0, *before, 4, *after]
+    assert theirs("<mask>  <mask>")["input_ids"] == [0, 4, *ours.encode(" ")[:-1], 4, 2]
+    assert theirs.decode(theirs("The box <mask>")["input_ids"]) == "<s>The box<mask></s>"

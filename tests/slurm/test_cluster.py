@@ -140,7 +140,7 @@ def computed(run: Path) -> list[dict]:
     """What was computed, without what depends on the clock and without the events of the run's life."""
     timed = (
         "tokens_per_second",
-        "source_and_target_tokens_per_second",
+        "read_tokens_per_second",
         "flops_per_second",
         "waiting_for_data",
         "memory_gib",

@@ -91,7 +91,7 @@ def trained(run: Path) -> list[dict]:
     """What a run computed, without what depends on the clock and without the events of its life."""
     timed = (
         "tokens_per_second",
-        "source_and_target_tokens_per_second",
+        "read_tokens_per_second",
         "flops_per_second",
         "waiting_for_data",
         "memory_gib",

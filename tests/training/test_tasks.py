@@ -70,7 +70,7 @@ def metrics(run: Path) -> list[dict]:
     """What a run computed, without events and what depends on the clock."""
     timed = (
         "tokens_per_second",
-        "source_and_target_tokens_per_second",
+        "read_tokens_per_second",
         "flops_per_second",
         "waiting_for_data",
         "memory_gib",
@@ -100,6 +100,9 @@ def test_each_task_learns_and_says_so(tasks, name, monkeypatch):
     assert name.replace("_", " ") in page
     assert "Data card" in page
     assert "not at hand" not in page
+    card = (run / "model/best/README.md").read_text()
+    for text in (page, card):
+        assert not re.search("translat|target|source|training pair", text), "words of translation"
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def deterministic(run: Path) -> list[dict]:
     """The metrics without what depends on machine and ranks, and without the events of the run's life."""
     machine = (
         "tokens_per_second",
-        "source_and_target_tokens_per_second",
+        "read_tokens_per_second",
         "flops_per_second",
         "padding",
         "waiting_for_data",
