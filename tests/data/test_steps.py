@@ -92,6 +92,19 @@ def test_padding_is_below_ten_percent_and_ranks_are_even():
     assert slots / slowest > 0.95
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_large_micro_batch_is_cut_where_that_saves_padding(world_size):
+    """Forty short pairs and ten long ones: one batch would fit, with 72 % padding."""
+    lengths = np.array([5] * 40 + [50] * 10, dtype=np.int32)
+    rounds = split_step(np.arange(50), lengths, lengths, world_size=world_size, max_micro_batch_tokens=5000)
+    slots = sum(padded_slots(lengths[ids], lengths[ids]) for ranks in rounds for ids in ranks)
+    assert slots == 2 * lengths.sum()
+    assert len(rounds) == 2 // world_size
+    # Where nothing is saved, a round more is not worth its price.
+    equal = np.full(50, 20, dtype=np.int32)
+    assert len(split_step(np.arange(50), equal, equal, world_size=1, max_micro_batch_tokens=5000)) == 1
+
+
 def test_more_ranks_than_pairs_leaves_some_empty():
     source, target = np.array([5, 6], np.int32), np.array([4, 7], np.int32)
     rounds = split_step(np.array([0, 1]), source, target, world_size=4, max_micro_batch_tokens=100)
