@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bmscale.data.corpus import CorpusConfig, read_pairs
-from bmscale.data.documents import DocumentCorpusConfig, LabelledCorpusConfig, read_documents, read_labelled
+from bmscale.data.documents import DocumentCorpusConfig, LabelledCorpusConfig, listed, read_documents, read_labelled
 from bmscale.data.framing import document_ids
 from bmscale.data.manifest import load_manifest
 from bmscale.data.masking import Masking
@@ -192,7 +192,7 @@ class LabelScorer:
         unknown = next((label for _, label in items if label not in known), None)
         if unknown is not None:
             raise BadInput(
-                f"{name}: every label must be one that the model knows ({', '.join(sorted(known))}); got {unknown!r}"
+                f"{name}: every label must be one that the model knows ({listed(sorted(known))}); got {unknown!r:.80}"
             )
         texts, wanted = [text for text, _ in items], [label for _, label in items]
         found = self._classifier.predict(texts, max_batch_tokens=self._config.max_batch_tokens)
