@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
+    if hasattr(options, "overrides"):  # of which argparse takes none behind an option
+        options.overrides += [word for word in rest if "=" in word and not word.startswith("-")]
+        rest = [word for word in rest if word not in options.overrides]
     if rest and options.command is not _submit:  # whose other options are those of sbatch
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest

@@ -343,7 +343,7 @@ class ModelConfig(Config):
     def _names_exist(self) -> Self:
         for key, given, known in (("preset", self.preset, self.task.presets), ("size", self.size, self.task.sizes)):
             if given not in known:
-                raise ValueError(f"{key} must be one of {', '.join(known)}; got '{given}'")
+                raise ValueError(f"{key} must be one of {', '.join(known)} with task: {self.task.name}; got '{given}'")
         return self
 
     def build(self, vocabulary_size: int, begun: TransformerConfig | None = None, **of_data: Any) -> TransformerConfig:

@@ -6,7 +6,7 @@ Only a byte order mark before it is dropped.
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -213,7 +213,15 @@ def _label_of_row(row: dict[str, Any], key: str, where: str) -> str:
 
 
 def _found(row: dict[str, Any], key: str) -> str:
-    return f"a {type(row[key]).__name__}" if key in row else f"only {', '.join(map(repr, row))}"
+    if key not in row:
+        return f"only {', '.join(map(repr, row))}"
+    return "null" if row[key] is None else f"a {type(row[key]).__name__}"
+
+
+def listed(labels: Iterable[str]) -> str:
+    """Labels for a message, which must fit a line or two."""
+    first, rest = (found := list(labels))[:20], found[20:]
+    return ", ".join(first) + (f" and {len(rest):,} more" if rest else "")
 
 
 def toy_documents(split: str, count: int, seed: int = 0) -> Iterator[str]:

@@ -25,6 +25,7 @@ from bmscale.data.documents import (
     DocumentCorpusConfig,
     LabelledCorpusConfig,
     document_files,
+    listed,
     read_documents,
     read_labelled,
 )
@@ -257,10 +258,9 @@ def _labels(config: TextDataConfig, train: _Kept, valid: _Kept) -> list[str] | N
         for corpus, counts in zip(corpora, kept.labels, strict=True):
             unknown = sorted(counts.keys() - set(labels))
             if unknown:
-                shown = ", ".join(labels[:20]) + (", …" if len(labels) > 20 else "")
                 raise BadInput(
-                    f"{describe(corpus)}: every label must be one of {origin} ({shown}); {counts[unknown[0]]:,} of its "
-                    f"texts have {unknown[0]!r:.80}"
+                    f"{describe(corpus)}: every label must be one of {origin} ({listed(labels)}); "
+                    f"{counts[unknown[0]]:,} of its texts have {unknown[0]!r:.80}"
                 )
     return labels
 

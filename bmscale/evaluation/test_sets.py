@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from bmscale.data.batch import MaskedBatch, masked_batch
 from bmscale.data.corpus import CorpusConfig, read_pairs
-from bmscale.data.documents import DocumentCorpusConfig, LabelledCorpusConfig, read_documents, read_labelled
+from bmscale.data.documents import DocumentCorpusConfig, LabelledCorpusConfig, listed, read_documents, read_labelled
 from bmscale.data.framing import document_ids
 from bmscale.data.manifest import load_manifest
 from bmscale.data.masking import Masking
@@ -22,7 +23,7 @@ from bmscale.errors import BadInput
 from bmscale.evaluation.classification import confusions, per_label, score_labels
 from bmscale.evaluation.language_model import evaluate_language_model
 from bmscale.evaluation.loss import validation_loss
-from bmscale.evaluation.masked_lm import MaskedRow, evaluate_masked_lm
+from bmscale.evaluation.masked_lm import evaluate_masked_lm
 from bmscale.evaluation.scores import format_scores, score, sentence_chrf
 from bmscale.experiment import (
     ClassificationExperiment,
@@ -147,7 +148,7 @@ class MaskedScorer:
         return dict(provenance.get("validation") or {})
 
     def score(self, name: str, items: list[str]) -> dict[str, Any]:
-        found = evaluate_masked_lm(self._model, self._rows(items), max_batch_tokens=self._config.max_batch_tokens)
+        found = evaluate_masked_lm(self._model, self._batches(items))
         log.info("%s: loss %.4f  accuracy %.2f %%", name, found.loss, 100 * found.accuracy)
         return {
             "documents": len(items),
@@ -158,16 +159,19 @@ class MaskedScorer:
             "accuracy": round(100 * found.accuracy, 3),
         }
 
-    def _rows(self, texts: list[str]) -> Iterator[MaskedRow]:
+    def _batches(self, texts: list[str]) -> Iterator[MaskedBatch]:
         documents = DocumentsInMemory([np.array(document_ids(self._tokenizer, text)) for text in texts])
         length = self._training.sequence_length
         plan = RowPlan(
             documents.lengths, sequence_length=length, seed=0, tokens_per_step=length, causal=False, shuffled=False
         )
-        for number in range(plan.rows_in_epoch(0)):
-            row = plan.read(documents, 0, number)
-            shown, labels = self._masking.hide(row.tokens, (0, 0, number))
-            yield MaskedRow(shown, labels, None if self._training.attend_across_documents else row.segments)
+        count, most = plan.rows_in_epoch(0), max(1, self._config.max_batch_tokens // length)
+        for first in range(0, count, most):
+            numbers = range(first, min(first + most, count))
+            rows = [plan.read(documents, 0, number) for number in numbers]
+            hidden = [self._masking.hide(row.tokens, (0, 0, number)) for number, row in zip(numbers, rows, strict=True)]
+            batch = masked_batch(rows, hidden)
+            yield batch.joined() if self._training.attend_across_documents else batch
 
 
 class LabelScorer:
@@ -192,7 +196,7 @@ class LabelScorer:
         unknown = next((label for _, label in items if label not in known), None)
         if unknown is not None:
             raise BadInput(
-                f"{name}: every label must be one that the model knows ({', '.join(sorted(known))}); got {unknown!r}"
+                f"{name}: every label must be one that the model knows ({listed(sorted(known))}); got {unknown!r:.80}"
             )
         texts, wanted = [text for text, _ in items], [label for _, label in items]
         found = self._classifier.predict(texts, max_batch_tokens=self._config.max_batch_tokens)

@@ -51,7 +51,7 @@ class Inheritance:
 
     def shape(self, experiment: Experiment, tokenizer: Tokenizer, **of_data: Any) -> TransformerConfig:
         """The shape of the experiment's model. Raises BadInput where the data has another tokenizer than the model."""
-        if self.folder is not None and self.folder.provenance["tokenizer_sha256"] != tokenizer.sha256:
+        if self.folder is not None and Tokenizer.load(self.folder.tokenizer).sha256 != tokenizer.sha256:
             raise BadInput(
                 f"init_from: {experiment.data.directory} must be prepared with the tokenizer of {self.folder.path}, "
                 f"and was with another. Set data.tokenizer.path: {self.folder.tokenizer} and prepare the data again"

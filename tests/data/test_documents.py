@@ -13,6 +13,7 @@ from bmscale.data.documents import (
     DocumentCorpusConfig,
     LabelledCorpusConfig,
     document_files,
+    listed,
     read_documents,
     read_labelled,
 )
@@ -127,6 +128,7 @@ def test_mistakes_in_documents(tmp_path, name, text, message):
         ("a.jsonl", '{"text": "x"}\n', r"a\.jsonl:1: the key 'label' must hold .* got only 'text'; set label_key"),
         ("a.jsonl", '{"text": "x", "label": -1}\n', r"a\.jsonl:1: the key 'label' must hold .* got -1"),
         ("a.jsonl", '{"text": "x", "label": 1.5}\n', r"a\.jsonl:1: the key 'label' must hold .* got a float"),
+        ("a.jsonl", '{"text": "x", "label": null}\n', r"a\.jsonl:1: the key 'label' must hold .* got null"),
         ("a.jsonl", '{"text": "x", "label": " "}\n', r"a\.jsonl:1: the key 'label' must hold .* got ' '"),
         ("a.tsv", "", r"a\.tsv: a corpus must hold at least one labelled text"),
     ],
@@ -178,3 +180,8 @@ def test_configuration(kind: type[OriginConfig]):
     for wrong in ({}, {"path": "a", "toy": "train"}, {"path": "a", "revision": "x"}, {"pairs": 5, "path": "a"}):
         with pytest.raises(ValidationError):
             kind.model_validate(wrong)
+
+
+def test_many_labels_fit_a_message():
+    assert listed(["a", "b"]) == "a, b"
+    assert listed(map(str, range(1020))).endswith("18, 19 and 1,000 more")

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from bmscale.data.batch import MaskedBatch, masked_batch
+from bmscale.data.rows import Row
 from bmscale.errors import BadInput
-from bmscale.evaluation.masked_lm import MaskedRow, evaluate_masked_lm
+from bmscale.evaluation.masked_lm import evaluate_masked_lm
 from bmscale.model.tasks import TASKS
 
 V, MASK = 40, 4
@@ -23,53 +25,64 @@ def model():
     return model
 
 
-def row(length: int) -> MaskedRow:
+def masked(length: int) -> tuple[np.ndarray, np.ndarray]:
+    """A text with masks in it, and what was there."""
     generator = np.random.default_rng(length)
-    ids = np.array([0, *generator.integers(5, V, length - 2), 2], dtype=np.uint16)
-    masked = (generator.random(length) < 0.3) & (ids > 2)
-    return MaskedRow(np.where(masked, MASK, ids), np.where(masked, ids.astype(int), -100))
+    ids = np.array([0, *generator.integers(5, V, length - 2), 2], dtype=np.int64)
+    hidden = (generator.random(length) < 0.3) & (ids > 2)
+    return np.where(hidden, MASK, ids), np.where(hidden, ids, -100)
 
 
-ROWS = [row(length) for length in (20, 3, 14, 31, 9, 60)]
+TEXTS = [masked(length) for length in (20, 3, 14, 31, 9, 60)]
 
 
-def alone(model, rows):
+def alone(model):
     """Negative log-likelihood, masked tokens and right ones, text by text from the logits."""
     nll, tokens, correct = 0.0, 0, 0
-    for text in rows:
+    for ids, labels in TEXTS:
         with torch.no_grad():
-            log_p = model(torch.tensor(text.input_ids.astype(int))[None]).logits[0].log_softmax(-1)
-        for place in np.flatnonzero(text.labels != -100):
-            nll -= float(log_p[place, text.labels[place]])
+            log_p = model(torch.tensor(ids)[None]).logits[0].log_softmax(-1)
+        for place in np.flatnonzero(labels != -100):
+            nll -= float(log_p[place, labels[place]])
             tokens += 1
-            correct += int(log_p[place].argmax()) == text.labels[place]
+            correct += int(log_p[place].argmax()) == labels[place]
     return nll, tokens, correct
 
 
-def packed(rows) -> MaskedRow:
-    segments = np.concatenate([np.full(len(text.input_ids), number) for number, text in enumerate(rows, start=1)])
-    ids, labels = (np.concatenate([getattr(text, name) for text in rows]) for name in ("input_ids", "labels"))
-    return MaskedRow(ids, labels, segments)
+def batch(*rows: list[tuple[np.ndarray, np.ndarray]]) -> MaskedBatch:
+    """Each row holds some texts, one behind the other."""
+    whole = [(np.concatenate([ids for ids, _ in texts]), np.concatenate([was for _, was in texts])) for texts in rows]
+    packed = [
+        Row(ids, ids, np.concatenate([np.full(len(text), number) for number, (text, _) in enumerate(texts, start=1)]))
+        for (ids, _), texts in zip(whole, rows, strict=True)
+    ]
+    return masked_batch(packed, whole)
 
 
-@pytest.mark.parametrize("max_batch_tokens", [1, 64, 10_000])
-@pytest.mark.parametrize("rows", [ROWS, [packed(ROWS[:3]), packed(ROWS[3:])], [*ROWS[:2], packed(ROWS[2:])]])
-def test_the_score_is_that_of_single_texts(model, rows, max_batch_tokens):
-    nll, tokens, correct = alone(model, ROWS)
-    score = evaluate_masked_lm(model, iter(rows), max_batch_tokens=max_batch_tokens)
+BATCHES = {
+    "alone": [batch([text]) for text in TEXTS],
+    "padded": [batch(*([text] for text in TEXTS))],
+    "packed": [batch(TEXTS[:3]), batch(TEXTS[3:])],
+    "packed and padded": [batch(TEXTS[:1], TEXTS[1:2], TEXTS[2:])],
+}
+
+
+@pytest.mark.parametrize("form", BATCHES)
+def test_the_score_is_that_of_single_texts(model, form):
+    nll, tokens, correct = alone(model)
+    score = evaluate_masked_lm(model, iter(BATCHES[form]))
     assert (score.tokens, score.correct) == (tokens, correct)
     assert score.loss == pytest.approx(nll / tokens, rel=1e-5)
     assert score.accuracy == correct / tokens
 
 
 def test_right_answers_are_counted(model):
-    text = ROWS[3]
+    ids, labels = TEXTS[3]
     with torch.no_grad():
-        best = model(torch.tensor(text.input_ids.astype(int))[None]).logits[0].argmax(-1).numpy()
-    right = MaskedRow(text.input_ids, np.where(text.labels != -100, best, -100))
-    assert evaluate_masked_lm(model, [right]).accuracy == 1
+        best = model(torch.tensor(ids)[None]).logits[0].argmax(-1).numpy()
+    assert evaluate_masked_lm(model, [batch([(ids, np.where(labels != -100, best, -100))])]).accuracy == 1
 
 
 def test_nothing_masked_is_said(model):
-    with pytest.raises(BadInput, match="rows: no token is masked"):
-        evaluate_masked_lm(model, [MaskedRow(ROWS[0].input_ids, np.full(20, -100))])
+    with pytest.raises(BadInput, match="batches: no token is masked"):
+        evaluate_masked_lm(model, [batch([(TEXTS[0][0], np.full(20, -100))])])
