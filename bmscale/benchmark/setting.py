@@ -87,6 +87,7 @@ class Setting:
             "max_micro_batch_tokens": self.micro_batch_tokens,
             "max_steps": self.warmup_steps + self.steps,
             "schedule": {"warmup_steps": 1},
+            "label_smoothing": 0.0,  # as the rivals are measured
             "optimizer": {"learning_rate": 3.0e-4},
             "save_every_steps": 10**9,
             "trackers": [],
