@@ -18,6 +18,7 @@ FLOORS = [
     {"inference"},
     {"evaluation"},
     {"training", "cluster"},
+    {"benchmark"},
     {"cli"},
     {"__main__"},
 ]
