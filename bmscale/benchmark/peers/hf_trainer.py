@@ -21,12 +21,14 @@ from protocol import END, PAD, SPECIALS, START, Meter, Pairs, Spec, encode, pack
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # with more GPUs in sight the trainer would use them all
 
 with packages():
-    import accelerate  # noqa: F401 - the trainer needs it
     import sentencepiece  # noqa: F401 - protocol.encode needs it
     import torch
     import transformers
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
+
+    if not transformers.utils.is_accelerate_available():
+        raise ModuleNotFoundError("No module named 'accelerate'", name="accelerate")
 
 SYSTEMS = ("hf-marian", "hf-t5", "hf-marian-grouped", "hf-t5-grouped")
 
@@ -140,7 +142,7 @@ def main() -> None:
         callbacks=[count],
     )
     trainer.train()
-    result = meter.result(spec.precision, sum(parameter.numel() for parameter in model.parameters()))
+    result = meter.result(spec.precision, sum(one.numel() for one in model.parameters() if one.requires_grad))
     write_result(spec, ["torch", "transformers", "accelerate", "sentencepiece"], result)
 
 

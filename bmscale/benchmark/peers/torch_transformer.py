@@ -4,8 +4,8 @@ Run: INTERPRETER torch_transformer.py SPEC.json RESULT.json
 
 Equal: widths, layers, heads, one V x D matrix for both embeddings and the head, pre-norm, dropout on embeddings and
 residual branches only, AdamW (fused), gradients clipped to norm 1, cross-entropy without smoothing, and the target
-tokens of an update: pairs are sorted by length, cut into batches of at most `tokens_per_step` target tokens, and the
-batches are shuffled anew each epoch.
+tokens of an update: pairs are sorted by length, cut into batches of about `tokens_per_step` target tokens each, and
+the batches are shuffled anew each epoch.
 Not equal: sinusoidal positions, LayerNorm, ReLU and biases, as torch.nn.Transformer has them; one update is one batch
 of sentences of like length, where bmscale draws an update's sentences at random; no torch.compile, since every batch
 has a shape of its own.
@@ -79,21 +79,20 @@ def sinusoids(length: int, width: int) -> torch.Tensor:
 
 
 def epochs(pairs: Pairs, tokens_per_step: int, seed: int) -> Iterator[Pairs]:
-    """Batches for ever: sorted by length, at most `tokens_per_step` target tokens each, in a new order each epoch."""
+    """Batches for ever: sorted by length, cut to about `tokens_per_step` target tokens, in a new order each epoch."""
     draw = random.Random(seed)
+    total = sum(len(target) + 1 for _, target in pairs)
+    number = max(1, round(total / tokens_per_step))
     while True:
         draw.shuffle(pairs)
         pairs.sort(key=lambda pair: (len(pair[1]), len(pair[0])))
-        batches: list[Pairs] = [[]]
-        tokens = 0
+        batches: list[Pairs] = [[] for _ in range(number)]
+        before = 0
         for pair in pairs:
-            if batches[-1] and tokens + len(pair[1]) + 1 > tokens_per_step:
-                batches.append([])
-                tokens = 0
-            batches[-1].append(pair)
-            tokens += len(pair[1]) + 1
+            batches[before * number // total].append(pair)
+            before += len(pair[1]) + 1
         draw.shuffle(batches)
-        yield from batches
+        yield from filter(None, batches)
 
 
 def padded(rows: list[list[int]], device: str) -> torch.Tensor:
