@@ -1,0 +1,122 @@
+"""What is trained: the shape of the model, and of the micro-batches that a rank runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from bmscale.model.config import EncoderDecoderConfig, TransformerConfig, is_classifier
+from bmscale.model.flops import forward_flops, training_flops
+from bmscale.model.sizes import count_parameters
+from bmscale.planning.activations import Cost, Shape, Stack, measure
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model and the texts that it is trained on."""
+
+    config: TransformerConfig
+    source: int
+    """Tokens of a row that an encoder reads, padding included; 0 for a model of one stack."""
+    target: int
+    """Tokens of a row of the decoder, or of the only stack."""
+    precision: str
+    """bf16 or fp32."""
+    tokens_per_step: int
+    """Target tokens of an optimizer step, over all ranks (texts, of a classifier)."""
+    on_cpu: bool = False
+    """Whether it runs on CPU, with its kernels."""
+    packed: bool = False
+    """Whether rows hold documents that do not see each other: a mask of T x T a row."""
+    predicted: float = 1.0
+    """Share of the target tokens whose logits are computed."""
+    keeps_average: bool = False
+    """Whether a running mean of the weights is kept."""
+
+    @cached_property
+    def parameters(self) -> int:
+        """Of the model, tied ones once."""
+        return count_parameters(self.config).total
+
+    @cached_property
+    def table(self) -> int:
+        """Elements of a token table or of the head."""
+        return int(self.config.vocab_size * self.config.hidden_size)
+
+    @cached_property
+    def largest_matrix(self) -> int:
+        """Elements of the largest parameter: what stage 3 must have whole at the least."""
+        config = self.config
+        widest = max(config.intermediate_size, config.num_attention_heads * config.head_dim)
+        return max(self.table, config.hidden_size * widest)
+
+    @property
+    def depth(self) -> int:
+        """Blocks of all stacks."""
+        config = self.config
+        if isinstance(config, EncoderDecoderConfig):
+            return int(config.num_encoder_layers + config.num_decoder_layers)
+        return int(config.num_hidden_layers)
+
+    @property
+    def tokens_per_row(self) -> int:
+        """What tokens_per_step counts of a row."""
+        return 1 if is_classifier(self.config) else self.target
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of a global step."""
+        return max(1, self.tokens_per_step // self.tokens_per_row)
+
+    def shape(self, rows: int) -> Shape:
+        """A micro-batch of so many rows."""
+        return Shape(rows, self.source, self.target)
+
+    def predictions(self, rows: int) -> float:
+        """Rows of logits over the vocabulary."""
+        return 0.0 if is_classifier(self.config) else rows * self.target * self.predicted
+
+    def flops(self, rows: int) -> float:
+        """Of a forward and backward pass, as model/flops.py counts."""
+        return rows * float(training_flops(self.config, *self._lengths))
+
+    def block_flops(self, rows: int) -> float:
+        """Of a forward pass without the head: what activation checkpointing computes twice."""
+        head = 2 * self.predictions(rows) * self.table
+        return rows * float(forward_flops(self.config, *self._lengths)) - head
+
+    @property
+    def _lengths(self) -> tuple[float, float]:
+        first = self.source if self.source else self.target
+        second = self.target * (1.0 if self.source else self.predicted)
+        return float(first), float(np.float64(second))
+
+    @cached_property
+    def _measured(self) -> Callable[[bool], list[Stack]]:
+        known: dict[bool, list[Stack]] = {}
+
+        def stacks(autocast: bool) -> list[Stack]:
+            if autocast not in known:
+                known[autocast] = measure(
+                    self.config,
+                    self.shape(1),
+                    precision=self.precision,
+                    autocast=autocast,
+                    packed=self.packed,
+                    on_cpu=self.on_cpu,
+                )
+            return known[autocast]
+
+        return stacks
+
+    def stacks(self, rows: int, *, autocast: bool) -> list[tuple[int, Cost]]:
+        """(depth, cost of one block) of each stack, for a micro-batch; `autocast` over fp32 weights."""
+        casts = autocast and self.precision == "bf16"
+        return [(stack.depth, stack.law(self.shape(rows))) for stack in self._measured(casts)]
+
+    def with_tokens_per_step(self, tokens: int) -> "Workload":
+        """The same with another global step; what was measured of its blocks is kept."""
+        other = replace(self, tokens_per_step=tokens)
+        other.__dict__["_measured"] = self._measured
+        return other
