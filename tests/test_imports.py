@@ -17,6 +17,7 @@ FLOORS = [
     {"engine"},
     {"inference"},
     {"evaluation"},
+    {"planning"},
     {"training", "cluster"},
     {"cli"},
     {"__main__"},

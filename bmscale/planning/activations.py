@@ -170,9 +170,9 @@ class _Block:
                 stack.enter_context(_dropped_gradient(parameter))
             saved: dict[int, int] = {}
             known = {_key(tensor) for tensor in shared if tensor is not None}
-            with self._kernels(), _autocast(self.autocast):
-                with torch.autograd.graph.saved_tensors_hooks(lambda t: _note(t, known, saved), lambda t: t):
-                    y = self.layer(x, tables, mask, None, source, source_mask)
+            hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: _note(t, known, saved), lambda t: t)
+            with self._kernels(), _autocast(self.autocast), hooks:
+                y = self.layer(x, tables, mask, None, source, source_mask)
             kept = sum(saved.values())
             entry = x.untyped_storage().nbytes()
             forward, forward_traffic = live.peak - kept, live.traffic

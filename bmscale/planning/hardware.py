@@ -225,8 +225,10 @@ class Calibration:
     """What the rest of a node draws, as a share of its accelerators."""
     state_bandwidth: float = 2 * GIGA
     """Bytes/s a node at which training states reach the shared file system."""
-    failures_per_node_day: float = 0.008
-    """Failures that end a job (Llama 3, section 3.3.4: 419 in 54 days on 2,048 nodes is 0.0038; twice that)."""
+    shared_bandwidth: float = 200 * GIGA
+    """Bytes/s that the shared file system takes from all nodes together."""
+    failures_per_node_day: float = 0.0038
+    """Failures that end a job (Llama 3, 2024, section 3.3.4: 419 in 54 days on 2,048 nodes)."""
     margin: float = 0.08
     """Share of the memory that a plan leaves free."""
 
@@ -242,7 +244,9 @@ def measure(seconds: float = 0.3) -> Machine:
     import torch
 
     cuda = torch.cuda.is_available()
-    gpus = torch.cuda.device_count() if cuda else len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count() or 1
+    gpus = (
+        torch.cuda.device_count() if cuda else len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count() or 1
+    )
     device, threads = torch.device("cuda" if cuda else "cpu"), torch.get_num_threads()
     share = 1 if cuda else gpus  # of what all cores together do
     torch.set_num_threads(share)

@@ -207,10 +207,11 @@ def _host(workload: Workload, zero: Zero, ranks: int, micro_batches: int) -> tup
         ram += weight * own if zero.stage < 3 else 0.0
     elif zero.optimizer == "nvme":
         disk += (4 + moments + 4) * own
-        ram += 4 * own + 4 * (4 + moments) * min(own, zero.sub_group)
+        # Gradients stay in RAM; a sub-group's states pass through buffers.
+        ram += 4 * own + (8 + moments) * min(own, zero.sub_group)
     if zero.parameters == "cpu":
         ram += weight * own
     elif zero.parameters == "nvme":
         disk += weight * own
-        ram += 2 * 4 * weight * min(own, zero.sub_group)
+        ram += 4 * weight * min(own, zero.buffer)
     return max(ram, built), disk

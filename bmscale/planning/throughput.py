@@ -154,9 +154,7 @@ def _loss_traffic(workload: Workload, rows: int) -> float:
     return logits * (4 * item + 4 * 4) + 6 * 4 * workload.table
 
 
-def _communication(
-    workload: Workload, zero: Zero, machine: Machine, count: int, calibration: Calibration
-) -> float:
+def _communication(workload: Workload, zero: Zero, machine: Machine, count: int, calibration: Calibration) -> float:
     """Seconds of all collectives of a step."""
     if machine.world_size == 1:
         return 0.0
@@ -172,7 +170,8 @@ def _communication(
     # Stage 3 gathers matrix by matrix, several ahead in one call where they are small.
     gathers = min(max(1.0, size / zero.prefetch), 8.0 * workload.depth)
     gathered = _ring(weight * size, gathers, machine, calibration)
-    return count * (2 * gathered + _ring(weight * size, chunks, machine, calibration))
+    kept = min(1.0, zero.reuse / 2 / size)  # whole still when the backward pass comes to them
+    return count * ((2 - kept) * gathered + _ring(weight * size, chunks, machine, calibration))
 
 
 def _ring(volume: float, calls: float, machine: Machine, calibration: Calibration) -> float:
@@ -246,7 +245,9 @@ def scaling(
     for gpus in counts:
         on_node = min(gpus, machine.gpus)
         if gpus % on_node:
-            raise BadInput(f"gpus: must fill nodes of {on_node}; got {gpus}. The nearest is {gpus // on_node * on_node}")
+            raise BadInput(
+                f"gpus: must fill nodes of {on_node}; got {gpus}. The nearest is {gpus // on_node * on_node}"
+            )
         there = Machine(
             *(machine.accelerator, on_node, gpus // on_node),
             *(machine.host_memory, machine.nvme, machine.nvme_bandwidth),

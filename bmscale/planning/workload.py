@@ -1,15 +1,23 @@
 """What is trained: the shape of the model, and of the micro-batches that a rank runs."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from bmscale.experiment import Experiment, LabelTrainingConfig, MaskedTrainingConfig, RowTrainingConfig
 from bmscale.model.config import EncoderDecoderConfig, TransformerConfig, is_classifier
 from bmscale.model.flops import forward_flops, training_flops
+from bmscale.model.folder import open_model_folder
 from bmscale.model.sizes import count_parameters
 from bmscale.planning.activations import Cost, Shape, Stack, measure
+
+PADDED = 1.08
+"""Padded lengths over the mean ones: rows of alike length lie together (data/steps.py)."""
+USUAL_TOKENS = 32
+"""Of a sentence, where nothing is prepared that says more."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,27 @@ class Workload:
     """Share of the target tokens whose logits are computed."""
     keeps_average: bool = False
     """Whether a running mean of the weights is kept."""
+
+    @classmethod
+    def of(cls, experiment: Experiment, *, on_cpu: bool) -> "Workload":
+        """That of an experiment. Lengths of sentences and texts are those of the prepared data where it is there, else
+        `USUAL_TOKENS`. Raises BadInput where the model's options contradict each other."""
+        training, vocabulary = experiment.training, experiment.data.tokenizer.vocabulary_size
+        begun: Any = None if experiment.init_from is None else open_model_folder(experiment.init_from, task=None).config
+        config = experiment.model.build(begun.vocab_size if begun else vocabulary, begun)
+        source, target = 0, 0
+        if isinstance(training, RowTrainingConfig):
+            target = training.sequence_length
+        elif isinstance(training, LabelTrainingConfig):
+            target = _mean_lengths(experiment)[0]
+        else:
+            source, target = _mean_lengths(experiment)
+        return cls(
+            *(config, source, target, training.precision, training.tokens_per_step, on_cpu),
+            packed=isinstance(training, RowTrainingConfig) and not training.attend_across_documents,
+            predicted=training.masking.rate if isinstance(training, MaskedTrainingConfig) else 1.0,
+            keeps_average=training.ema_decay is not None,
+        )
 
     @cached_property
     def parameters(self) -> int:
@@ -69,6 +98,11 @@ class Workload:
         """Rows of a global step."""
         return max(1, self.tokens_per_step // self.tokens_per_row)
 
+    @property
+    def slots_per_row(self) -> int:
+        """What max_micro_batch_tokens counts of a row; the label of a text is one."""
+        return self.source + self.target + is_classifier(self.config)
+
     def shape(self, rows: int) -> Shape:
         """A micro-batch of so many rows."""
         return Shape(rows, self.source, self.target)
@@ -90,7 +124,7 @@ class Workload:
     def _lengths(self) -> tuple[float, float]:
         first = self.source if self.source else self.target
         second = self.target * (1.0 if self.source else self.predicted)
-        return float(first), float(np.float64(second))
+        return float(first), second
 
     @cached_property
     def _measured(self) -> Callable[[bool], list[Stack]]:
@@ -120,3 +154,15 @@ class Workload:
         other = replace(self, tokens_per_step=tokens)
         other.__dict__["_measured"] = self._measured
         return other
+
+
+def _mean_lengths(experiment: Experiment) -> tuple[int, int]:
+    """Padded tokens of the source and the target of a pair (of a text and its label)."""
+    manifest = Path(experiment.data.directory) / "manifest.json"
+    try:
+        split = json.loads(manifest.read_text(encoding="utf-8"))["splits"]["train"]
+        pairs = split["pairs_kept"]
+        means = [PADDED * split[f"{side}_tokens"] / pairs for side in ("source", "target")]
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        means = [USUAL_TOKENS, USUAL_TOKENS]
+    return max(1, round(means[0])), max(1, round(means[1]))

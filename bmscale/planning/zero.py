@@ -7,6 +7,9 @@ Place = Literal["none", "cpu", "nvme"]
 
 BUCKET = 50_000_000
 """Elements of a reduction bucket, as in the shipped files."""
+WIDE_BUCKET = 500_000_000
+"""The same over many ranks, where each call takes long to go round: DeepSpeed's own default."""
+MANY_RANKS = 64
 PERSISTENT = 100_000
 """Parameters of so many elements stay whole under stage 3."""
 REUSE = 1_000_000_000
@@ -33,6 +36,8 @@ class Zero:
     """Elements between two uses up to which stage 3 keeps a parameter whole."""
     sub_group: int = 10**12
     """Elements that stage 3 steps at a time."""
+    buffer: int = 100_000_000
+    """Elements of each of four buffers for weights that come from disk; one must hold a rank's piece of a matrix."""
     overlap: bool = False
     """Whether reductions run beside the backward pass, in a second bucket."""
 
@@ -42,8 +47,11 @@ class Zero:
         return "nvme" if "nvme" in (self.optimizer, self.parameters) else self.optimizer
 
     def describe(self) -> str:
-        """`zero3 + cpu`."""
-        return f"zero{self.stage}" + ("" if self.offload == "none" else f" + {self.offload}")
+        """`zero3, all on disk`."""
+        if self.offload == "none":
+            return f"zero{self.stage}" + (" lean" if self.stage == 3 and not self.reuse else "")
+        what = "all" if self.parameters != "none" else "optimizer"
+        return f"zero{self.stage}, {what} " + ("on disk" if self.offload == "nvme" else "in RAM")
 
     def to_json(self, nvme_path: str = "nvme") -> dict[str, Any]:
         """A file of ds_configs; `nvme_path` is the folder for what lies on disk."""
@@ -68,7 +76,7 @@ class Zero:
             elif place == "nvme":
                 section[name] = {"device": "nvme", "nvme_path": nvme_path, "pin_memory": False, "buffer_count": 4}
                 if name == "offload_param":
-                    section[name] |= {"buffer_size": self.sub_group, "max_in_cpu": 0}
+                    section[name] |= {"buffer_size": self.buffer, "max_in_cpu": 0}
         values: dict[str, Any] = {"zero_optimization": section}
         if self.offload == "nvme":
             values["aio"] = {"block_size": 1_048_576, "queue_depth": 16, "single_submit": False, "overlap_events": True}
@@ -87,6 +95,7 @@ class Zero:
             prefetch=int(section.get("stage3_prefetch_bucket_size", 5e7)),
             reuse=int(section.get("stage3_max_reuse_distance", 1e9)),
             sub_group=int(section.get("sub_group_size", 1e9)),
+            buffer=int((section.get("offload_param") or {}).get("buffer_size", 1e8)),
             overlap=bool(section.get("overlap_comm", section["stage"] == 3)),
         )
 
