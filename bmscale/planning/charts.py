@@ -54,7 +54,7 @@ def _memory(axes: "Axes", plan: Plan) -> None:
         axes.axvline(limit, color="black", linestyle="--", linewidth=1)
     axes.invert_yaxis()
     axes.set_xlabel(f"GiB of a rank on {plan.machine.describe()}, at its peak")
-    axes.legend(frameon=False, fontsize=7)
+    axes.legend(frameon=False, fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.4, -0.12))
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -62,9 +62,8 @@ def _scaling(axes: "Axes", plan: Plan, way: Way) -> None:
     """Tokens/s where the step grows with the devices and where it does not, and the memory of a device."""
     weak, strong = scaled(plan, way, "weak"), scaled(plan, way, "strong")
     for label, points, style in (("weak scaling", weak, "o-"), ("strong scaling", strong, "s--")):
-        axes.plot(
-            [point.gpus for point in points], [point.step.tokens_per_second for point in points], style, label=label
-        )
+        rates = [point.step.tokens_per_second for point in points]
+        axes.plot([point.gpus for point in points], rates, style, label=label)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("devices")
