@@ -271,7 +271,7 @@ def _plan(options: argparse.Namespace) -> int:
         return 1
     if options.write:
         folder = Path(options.write)
-        texts = files.contents(found, found.chosen, folder, costs.checkpoint_steps if costs else None)
+        texts = files.contents(found, found.chosen, folder)
         words = [options.config, *options.overrides, *texts[files.OVERRIDES].split()]
         texts[files.SCRIPT] = fill_in(words, files.sbatch_options(found), found.machine.gpus)
         folder.mkdir(parents=True, exist_ok=True)

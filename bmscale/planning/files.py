@@ -10,19 +10,18 @@ from bmscale.planning.plan import Plan, Way
 DEEPSPEED, ACCELERATE, OVERRIDES, SCRIPT = "ds_config.json", "accelerate.yaml", "overrides.txt", "train.sh"
 
 
-def overrides(plan: Plan, way: Way, folder: Path, save_every_steps: int | None = None) -> list[str]:
+def overrides(plan: Plan, way: Way, folder: Path) -> list[str]:
     """Words for the command line of `bmscale train`."""
-    words = [
+    return [
         f"training.deepspeed={folder / DEEPSPEED}",
         f"training.max_micro_batch_tokens={way.rows * plan.workload.slots_per_row}",
         f"training.activation_checkpointing={str(way.checkpointing).lower()}",
     ]
-    return words if save_every_steps is None else [*words, f"training.save_every_steps={save_every_steps}"]
 
 
-def contents(plan: Plan, way: Way, folder: Path, save_every_steps: int | None = None) -> dict[str, str]:
+def contents(plan: Plan, way: Way, folder: Path) -> dict[str, str]:
     """The files by name."""
-    words = overrides(plan, way, folder, save_every_steps)
+    words = overrides(plan, way, folder)
     deepspeed = way.zero.to_json(str((folder / "nvme").absolute()))
     return {
         OVERRIDES: "\n".join(words) + "\n",

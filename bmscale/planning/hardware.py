@@ -244,9 +244,7 @@ def measure(seconds: float = 0.3) -> Machine:
     import torch
 
     cuda = torch.cuda.is_available()
-    gpus = (
-        torch.cuda.device_count() if cuda else len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count() or 1
-    )
+    gpus = torch.cuda.device_count() if cuda else _cores()
     device, threads = torch.device("cuda" if cuda else "cpu"), torch.get_num_threads()
     share = 1 if cuda else gpus  # of what all cores together do
     torch.set_num_threads(share)
@@ -265,8 +263,9 @@ def measure(seconds: float = 0.3) -> Machine:
     return Machine(accelerator, gpus, 1, host_memory(), shutil.disk_usage(".").free, base.nvme_bandwidth)
 
 
-def _has_affinity() -> bool:
-    return hasattr(os, "sched_getaffinity")
+def _cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def host_memory() -> float:

@@ -196,11 +196,13 @@ def remedies(workload: Workload, machine: Machine, calibration: Calibration) -> 
             found.append(f"{wider.describe()}")
             break
     card = machine.accelerator
-    for other in sorted(ACCELERATORS.values(), key=lambda entry: entry.memory):
-        if other.memory > card.memory and not (other.is_cpu or card.is_cpu):
-            if _any_fits(workload, replace(machine, accelerator=other), calibration):
-                found.append(f"{machine.gpus} × {other.name} a node in place of {card.name}")
-                break
+    larger = [
+        other for other in ACCELERATORS.values() if other.memory > card.memory and not (other.is_cpu or card.is_cpu)
+    ]
+    for other in sorted(larger, key=lambda entry: entry.memory):
+        if _any_fits(workload, replace(machine, accelerator=other), calibration):
+            found.append(f"{machine.gpus} × {other.name} a node in place of {card.name}")
+            break
     for factor in (2, 4, 8, 16):
         ram = replace(machine, host_memory=machine.host_memory * factor)
         if card.is_cpu:
@@ -299,15 +301,17 @@ def parse_tokens(text: str) -> float:
     except ValueError:
         value = math.nan
     if not value > 0:
-        raise BadInput(
-            f"--target-tokens: must be a number with k, M, G (or B) or T behind it, as in 10Gt; got '{text}'"
-        )
+        raise BadInput(f"--target-tokens: must be a number with k, M, G, B or T behind it, as in 10Gt; got '{text}'")
     return value
 
 
+_SIZES = (("TiB", 1024.0 * GIB), ("GiB", 1.0 * GIB), ("MiB", 2.0**20))
+
+
 def gib(count: float) -> str:
-    """`12.3 GiB`, `4.5 TiB`."""
-    return f"{count / 2**40:.3g} TiB" if count >= 1000 * GIB else f"{count / GIB:.3g} GiB"
+    """`850 MiB`, `12.3 GiB`, `4.5 TiB`."""
+    unit, size = next((entry for entry in _SIZES if count >= 0.98 * entry[1]), _SIZES[-1])
+    return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:.0f} {unit}"
 
 
 def to_dict(plan: Plan, costs: Cost | None) -> dict[str, Any]:

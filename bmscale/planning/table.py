@@ -68,8 +68,8 @@ def _cost(costs: Cost, tokens_are: str) -> list[str]:
     return [
         f"{_short(costs.tokens)} {tokens_are}: {costs.steps:,} steps, {costs.days:,.2f} days, {costs.gpu_hours:,.0f} "
         f"device hours, {costs.kwh:,.0f} kWh{money}",
-        f"  a training state is {gib(costs.checkpoint_bytes)} and takes {_seconds(costs.save_seconds)}; a failure every "
-        f"{costs.hours_between_failures:,.0f} h is expected: save every {costs.checkpoint_minutes:,.0f} min "
+        f"  a training state is {gib(costs.checkpoint_bytes)} and takes {_seconds(costs.save_seconds)}; a failure "
+        f"every {costs.hours_between_failures:,.0f} h is expected: save every {costs.checkpoint_minutes:,.0f} min "
         f"(training.save_every_steps={costs.checkpoint_steps}), {costs.lost_share:.1%} of the time is lost",
     ]
 

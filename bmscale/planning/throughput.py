@@ -245,9 +245,8 @@ def scaling(
     for gpus in counts:
         on_node = min(gpus, machine.gpus)
         if gpus % on_node:
-            raise BadInput(
-                f"gpus: must fill nodes of {on_node}; got {gpus}. The nearest is {gpus // on_node * on_node}"
-            )
+            nearest = gpus // on_node * on_node
+            raise BadInput(f"counts: must fill nodes of {on_node}; got {gpus}. The nearest is {nearest}")
         there = Machine(
             *(machine.accelerator, on_node, gpus // on_node),
             *(machine.host_memory, machine.nvme, machine.nvme_bandwidth),
