@@ -45,11 +45,6 @@ class Shape:
     target: int
     """Tokens of a row of the decoder, or of the only stack."""
 
-    @property
-    def slots(self) -> int:
-        """What training.max_micro_batch_tokens counts."""
-        return self.rows * (self.source + self.target)
-
 
 @dataclass(frozen=True)
 class Cost:

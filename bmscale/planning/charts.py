@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bmscale.errors import BadInput
 from bmscale.planning.hardware import GIB
-from bmscale.planning.memory import Accelerator, estimate
+from bmscale.planning.memory import Breakdown, estimate
 from bmscale.planning.plan import Plan, Way
 from bmscale.planning.throughput import COUNTS, ScalingPoint, scaling
 
@@ -44,7 +44,7 @@ def _memory(axes: "Axes", plan: Plan) -> None:
     shown = plan.ways[:MOST_BARS]
     names = [f"{way.zero.describe()}{', recompute' if way.checkpointing else ''}, {way.rows}" for way in shown]
     left = [0.0] * len(shown)
-    for part in fields(Accelerator):
+    for part in fields(Breakdown):
         values = [getattr(way.memory.accelerator, part.name) / GIB for way in shown]
         if any(values):
             axes.barh(names, values, left=left, label=part.name, height=0.7)

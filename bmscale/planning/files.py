@@ -14,7 +14,7 @@ def overrides(plan: Plan, way: Way, folder: Path) -> list[str]:
     """Words for the command line of `bmscale train`."""
     return [
         f"training.deepspeed={folder / DEEPSPEED}",
-        f"training.max_micro_batch_tokens={way.rows * plan.workload.slots_per_row}",
+        f"training.max_micro_batch_tokens={plan.workload.slots(way.rows)}",
         f"training.activation_checkpointing={str(way.checkpointing).lower()}",
     ]
 

@@ -19,7 +19,7 @@ _ALL_REDUCE = 500_000_000
 
 
 @dataclass(frozen=True)
-class Accelerator:
+class Breakdown:
     """Bytes of a rank's accelerator at the moment of its peak (of a CPU rank, of the process)."""
 
     parameters: float = 0.0
@@ -37,7 +37,7 @@ class Accelerator:
     buffers: float = 0.0
     """Buckets of communication."""
     live: float = 0.0
-    """Whole parameters under stage 3, and casts of weights under autocast."""
+    """Parameters that stage 3 holds whole for the moment."""
     fragmentation: float = 0.0
     """Allowance for what the allocator holds beyond what lives."""
     context: float = 0.0
@@ -53,7 +53,7 @@ class Accelerator:
 class Memory:
     """What one rank takes (bytes)."""
 
-    accelerator: Accelerator
+    accelerator: Breakdown
     host: float
     """RAM of the rank's process; of a CPU rank what the accelerator's part is as well."""
     nvme: float
@@ -92,11 +92,13 @@ def estimate(
     context = calibration.interpreter if on_cpu else calibration.context
     # States are allocated once; it is what comes and goes that leaves holes.
     moving = moment.get("activations", 0.0) + moment.get("logits", 0.0) + buffers + live
-    accelerator = Accelerator(**moment, fragmentation=calibration.fragmentation * moving, context=context)
-    host, nvme = _host(workload, zero, ranks, micro_batches)
+    accelerator = Breakdown(**moment, fragmentation=calibration.fragmentation * moving, context=context)
+    ram, nvme = _offloaded(workload, zero, ranks, micro_batches)
+    # Below stage 3 a rank first makes the whole model in RAM, in fp32.
+    built = 4.0 * (workload.parameters if zero.stage < 3 else workload.largest_matrix)
     if on_cpu:
-        return Memory(accelerator, accelerator.total + host, nvme)
-    return Memory(accelerator, host + calibration.interpreter, nvme)
+        return Memory(accelerator, max(accelerator.total + ram, context + built), nvme)
+    return Memory(accelerator, calibration.interpreter + max(ram, built), nvme)
 
 
 def weight_bytes(workload: Workload, zero: Zero) -> int:
@@ -192,14 +194,10 @@ def _loss(workload: Workload, zero: Zero, rows: int) -> tuple[float, float, floa
     return forward, backward, states + tied
 
 
-def _host(workload: Workload, zero: Zero, ranks: int, micro_batches: int) -> tuple[float, float]:
-    """(RAM, disk) of a rank for what does not lie on the accelerator, and for building the model.
-
-    Below stage 3 a rank makes the whole model in fp32 in RAM first.
-    """
+def _offloaded(workload: Workload, zero: Zero, ranks: int, micro_batches: int) -> tuple[float, float]:
+    """(RAM, disk) of a rank for what does not lie on the accelerator."""
     count, weight = workload.parameters, weight_bytes(workload, zero)
     own = count / ranks
-    built = 4.0 * (count if zero.stage < 3 else workload.largest_matrix)
     moments = 12 if workload.keeps_average else 8
     ram = disk = 0.0
     if zero.optimizer == "cpu":
@@ -214,4 +212,4 @@ def _host(workload: Workload, zero: Zero, ranks: int, micro_batches: int) -> tup
     elif zero.parameters == "nvme":
         disk += weight * own
         ram += 4 * weight * min(own, zero.buffer)
-    return max(ram, built), disk
+    return ram, disk

@@ -188,34 +188,33 @@ def _slower(way: Way, chosen: Way) -> str:
 
 
 def remedies(workload: Workload, machine: Machine, calibration: Calibration) -> list[str]:
-    """What would make a way fit where none does, each alone: more nodes, another card, more RAM, shorter rows."""
-    found = []
-    for factor in (2**power for power in range(1, 15)):
-        wider = replace(machine, nodes=machine.nodes * factor)
-        if _any_fits(workload, wider, calibration):
-            found.append(f"{wider.describe()}")
-            break
-    card = machine.accelerator
-    larger = [
-        other for other in ACCELERATORS.values() if other.memory > card.memory and not (other.is_cpu or card.is_cpu)
+    """What would make a way fit where none does, each alone: more nodes, another card, more RAM, more disk."""
+    card, factors = machine.accelerator, [2**power for power in range(1, 15)]
+    cards = [] if card.is_cpu else sorted(ACCELERATORS.values(), key=lambda other: other.memory)
+    tried = [
+        [(wider := replace(machine, nodes=machine.nodes * factor), wider.describe()) for factor in factors],
+        [
+            (replace(machine, accelerator=other), f"{other.name} in place of {card.name}")
+            for other in cards
+            if other.memory > card.memory
+        ],
+        [
+            (_with_ram(machine, factor), f"--ram-gib {machine.host_memory * factor / GIB:.0f} a node")
+            for factor in factors[:5]
+        ],
+        [
+            (replace(machine, nvme=size * GIB), f"--nvme-gib {size} a node")
+            for size in (factor * max(16, round(machine.nvme / GIB)) for factor in factors[:8])
+        ],
     ]
-    for other in sorted(larger, key=lambda entry: entry.memory):
-        if _any_fits(workload, replace(machine, accelerator=other), calibration):
-            found.append(f"{machine.gpus} × {other.name} a node in place of {card.name}")
-            break
-    for factor in (2, 4, 8, 16):
-        ram = replace(machine, host_memory=machine.host_memory * factor)
-        if card.is_cpu:
-            ram = replace(ram, accelerator=replace(card, memory=card.memory * factor))
-        if _any_fits(workload, ram, calibration):
-            found.append(f"{gib(ram.host_memory)} of RAM a node (--ram-gib {ram.host_memory / GIB:.0f})")
-            break
-    for factor in (2, 4, 8, 16):
-        disk = replace(machine, nvme=max(machine.nvme, GIB) * factor)
-        if _any_fits(workload, disk, calibration):
-            found.append(f"{gib(disk.nvme)} of NVMe a node (--nvme-gib {disk.nvme / GIB:.0f})")
-            break
-    return found or ["nothing that was tried: a smaller model"]
+    found = [next((label for other, label in kind if _any_fits(workload, other, calibration)), None) for kind in tried]
+    return [label for label in found if label] or ["nothing that was tried; a smaller model, or shorter rows"]
+
+
+def _with_ram(machine: Machine, factor: int) -> Machine:
+    card = machine.accelerator
+    card = replace(card, memory=card.memory * factor) if card.is_cpu else card
+    return replace(machine, accelerator=card, host_memory=machine.host_memory * factor)
 
 
 def _any_fits(workload: Workload, machine: Machine, calibration: Calibration) -> bool:
@@ -329,7 +328,7 @@ def to_dict(plan: Plan, costs: Cost | None) -> dict[str, Any]:
                 "zero": way.zero.to_dict(),
                 "activation_checkpointing": way.checkpointing,
                 "rows": way.rows,
-                "max_micro_batch_tokens": way.rows * plan.workload.slots_per_row,
+                "max_micro_batch_tokens": plan.workload.slots(way.rows),
                 "memory_bytes": way.memory.to_dict(),
                 "step": way.step.to_dict(),
                 "fits": way.lacks is None,

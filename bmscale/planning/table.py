@@ -2,20 +2,21 @@
 
 from dataclasses import fields
 
-from bmscale.planning.memory import Accelerator
+from bmscale.planning.memory import Breakdown
 from bmscale.planning.plan import Cost, Plan, Way, gib
 
 MOST_OTHERS = 12
 """Ways that are shown beside the chosen one."""
 
 
-def to_text(plan: Plan, costs: Cost | None, tokens_are: str = "target tokens") -> str:
+def to_text(plan: Plan, costs: Cost | None) -> str:
     """The chosen way, what it takes, costs and beats; where none fits, the nearest and what would make one fit."""
     workload, chosen = plan.workload, plan.ways[0]
+    tokens_are = "texts" if workload.tokens_per_row == 1 else "target tokens"
     lengths = f"{workload.source} + {workload.target}" if workload.source else f"{workload.target:,}"
     lines = [
-        f"{_short(workload.parameters)} parameters, rows of {lengths} tokens, {workload.precision}, on "
-        f"{plan.machine.describe()} ({plan.machine.accelerator.source})",
+        f"{_short(workload.parameters)} parameters, rows of {lengths} tokens ({workload.lengths_of}), {workload.precision}",
+        f"on {plan.machine.describe()} ({plan.machine.accelerator.source})",
         "",
     ]
     if plan.chosen is None:
@@ -32,7 +33,7 @@ def to_text(plan: Plan, costs: Cost | None, tokens_are: str = "target tokens") -
 def _memory(plan: Plan, way: Way) -> list[str]:
     """The peak, part by part."""
     memory, machine = way.memory, plan.machine
-    parts = [(part.name, getattr(memory.accelerator, part.name)) for part in fields(Accelerator)]
+    parts = [(part.name, getattr(memory.accelerator, part.name)) for part in fields(Breakdown)]
     parts = [(name, value) for name, value in parts if value]
     where = "of each rank" if machine.accelerator.is_cpu else f"of {gib(machine.accelerator.memory)} a device"
     total = memory.accelerator.total

@@ -41,26 +41,36 @@ class Workload:
     """Share of the target tokens whose logits are computed."""
     keeps_average: bool = False
     """Whether a running mean of the weights is kept."""
+    least_slots: int = 0
+    """What max_micro_batch_tokens must hold whatever the micro-batch: the longest row."""
+    lengths_of: str = "given"
+    """Where the lengths are from."""
 
     @classmethod
     def of(cls, experiment: Experiment, *, on_cpu: bool) -> "Workload":
-        """That of an experiment. Lengths of sentences and texts are those of the prepared data where it is there, else
-        `USUAL_TOKENS`. Raises BadInput where the model's options contradict each other."""
+        """That of an experiment; lengths of sentences are those of the prepared data, else `USUAL_TOKENS`.
+
+        Raises BadInput where the model's options contradict each other.
+        """
         training, vocabulary = experiment.training, experiment.data.tokenizer.vocabulary_size
         begun: Any = None if experiment.init_from is None else open_model_folder(experiment.init_from, task=None).config
         config = experiment.model.build(begun.vocab_size if begun else vocabulary, begun)
-        source, target = 0, 0
+        data: Any = experiment.data
         if isinstance(training, RowTrainingConfig):
-            target = training.sequence_length
+            source, target, least = 0, training.sequence_length, training.sequence_length
+            lengths_of = "training.sequence_length"
         elif isinstance(training, LabelTrainingConfig):
-            target = _mean_lengths(experiment)[0]
+            (target, _, lengths_of), source, least = _mean_lengths(experiment), 0, data.max_tokens + 1
         else:
-            source, target = _mean_lengths(experiment)
+            source, target, lengths_of = _mean_lengths(experiment)
+            least = data.max_source_tokens + data.max_target_tokens
         return cls(
             *(config, source, target, training.precision, training.tokens_per_step, on_cpu),
             packed=isinstance(training, RowTrainingConfig) and not training.attend_across_documents,
             predicted=training.masking.rate if isinstance(training, MaskedTrainingConfig) else 1.0,
             keeps_average=training.ema_decay is not None,
+            least_slots=least,
+            lengths_of=lengths_of,
         )
 
     @cached_property
@@ -98,10 +108,9 @@ class Workload:
         """Rows of a global step."""
         return max(1, self.tokens_per_step // self.tokens_per_row)
 
-    @property
-    def slots_per_row(self) -> int:
-        """What max_micro_batch_tokens counts of a row; the label of a text is one."""
-        return self.source + self.target + is_classifier(self.config)
+    def slots(self, rows: int) -> int:
+        """training.max_micro_batch_tokens for micro-batches of so many rows; the label of a text is a slot too."""
+        return max(self.least_slots, rows * (self.source + self.target + is_classifier(self.config)))
 
     def shape(self, rows: int) -> Shape:
         """A micro-batch of so many rows."""
@@ -156,13 +165,13 @@ class Workload:
         return other
 
 
-def _mean_lengths(experiment: Experiment) -> tuple[int, int]:
-    """Padded tokens of the source and the target of a pair (of a text and its label)."""
+def _mean_lengths(experiment: Experiment) -> tuple[int, int, str]:
+    """Padded tokens of the source and the target of a pair (of a text and its label), and where they are from."""
     manifest = Path(experiment.data.directory) / "manifest.json"
     try:
         split = json.loads(manifest.read_text(encoding="utf-8"))["splits"]["train"]
         pairs = split["pairs_kept"]
-        means = [PADDED * split[f"{side}_tokens"] / pairs for side in ("source", "target")]
+        source, target = (max(1, round(PADDED * split[f"{side}_tokens"] / pairs)) for side in ("source", "target"))
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-        means = [USUAL_TOKENS, USUAL_TOKENS]
-    return max(1, round(means[0])), max(1, round(means[1]))
+        return USUAL_TOKENS, USUAL_TOKENS, "assumed until the data is prepared"
+    return source, target, f"mean of {experiment.data.directory}, padded"
