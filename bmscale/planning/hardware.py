@@ -89,7 +89,7 @@ ACCELERATORS = {
     for card in (
         _card(
             *("v100", 32_510, (125, 15.7), (900, 150, 6.25, 12), 350, (16, 1536, 30.7, 25)),
-            "NVIDIA V100 data sheet (SXM3 32 GB; in fp16, it has no bf16); DGX-2 data sheet: 8 × 100 Gb/s, 1.5 TB, 30 TB",
+            "NVIDIA V100 data sheet (SXM3 32 GB; fp16, no bf16); DGX-2 data sheet: 8 × 100 Gb/s, 1.5 TB, 30 TB",
         ),
         _card(
             *("a100-40", 40_536, (312, 19.5), (1555, 300, 25, 25), 400, (8, 1024, 15, 25)),

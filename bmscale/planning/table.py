@@ -15,7 +15,8 @@ def to_text(plan: Plan, costs: Cost | None) -> str:
     tokens_are = "texts" if workload.tokens_per_row == 1 else "target tokens"
     lengths = f"{workload.source} + {workload.target}" if workload.source else f"{workload.target:,}"
     lines = [
-        f"{_short(workload.parameters)} parameters, rows of {lengths} tokens ({workload.lengths_of}), {workload.precision}",
+        f"{_short(workload.parameters)} parameters, {workload.precision}, rows of {lengths} tokens "
+        f"({workload.lengths_of})",
         f"on {plan.machine.describe()} ({plan.machine.accelerator.source})",
         "",
     ]

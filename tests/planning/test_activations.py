@@ -33,9 +33,8 @@ def really_saved(config: TransformerConfig, shape: Shape, dtype: torch.dtype) ->
     if shape.source:
         source = torch.randn(shape.rows, shape.source, config.hidden_size, dtype=dtype, requires_grad=True)
         mask = torch.ones(shape.rows, 1, shape.target, shape.source, dtype=torch.bool)
-    apart = {
-        t.untyped_storage().data_ptr() for t in (*layer.parameters(), *(tables or ()), source, mask) if t is not None
-    }
+    outside = [tensor for tensor in (*layer.parameters(), *(tables or ()), source, mask) if tensor is not None]
+    apart = {tensor.untyped_storage().data_ptr() for tensor in outside}
     kept: dict[int, int] = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
