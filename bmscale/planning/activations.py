@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from bmscale.model.config import EncoderDecoderConfig, TransformerConfig
+from bmscale.model.config import DecoderOnlyConfig, EncoderDecoderConfig, EncoderOnlyConfig, TransformerConfig
 from bmscale.model.layers import Layer
 from bmscale.model.positions import rotation
 
@@ -96,7 +96,8 @@ def _kinds(config: TransformerConfig) -> list[tuple[int, bool, bool]]:
     """(depth, whether causal, whether it reads a source) of each stack."""
     if isinstance(config, EncoderDecoderConfig):
         return [(config.num_encoder_layers, False, False), (config.num_decoder_layers, True, True)]
-    return [(config.num_hidden_layers, config.model_type.endswith("decoder_only"), False)]  # type: ignore[attr-defined]
+    assert isinstance(config, DecoderOnlyConfig | EncoderOnlyConfig)
+    return [(config.num_hidden_layers, isinstance(config, DecoderOnlyConfig), False)]
 
 
 def _law(block: "_Block", shape: Shape) -> Callable[[Shape], Cost]:

@@ -254,7 +254,8 @@ def measure(seconds: float = 0.3) -> Machine:
         copy = _copy_rate(device, seconds) / share
     finally:
         torch.set_num_threads(threads)
-    base = _named(torch.cuda.get_device_name()) if cuda else ACCELERATORS["cpu"]
+    name = torch.cuda.get_device_name() if cuda else "cpu"
+    base = of_device(name) or replace(ACCELERATORS["h100"], name=name)  # what cannot be measured is taken from there
     memory = torch.cuda.get_device_properties(0).total_memory if cuda else host_memory() / gpus
     link = _all_reduce_rate(gpus, cuda, seconds) if gpus > 1 else base.link
     accelerator = replace(
@@ -273,13 +274,10 @@ def host_memory() -> float:
     return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
 
 
-def _named(name: str) -> Accelerator:
-    """The entry of a device name; that of the H100 with the name in its place where there is none."""
-    tokens = name.lower().replace("-", " ").split()
-    for key, card in ACCELERATORS.items():
-        if key.split("-")[0].removeprefix("rtx") in tokens:
-            return card
-    return replace(ACCELERATORS["h100"], name=name)
+def of_device(name: str) -> Accelerator | None:
+    """The entry of a name that a driver gives, such as NVIDIA H100 80GB HBM3; None where there is none."""
+    words = name.lower().replace("-", " ").split()
+    return next((card for key, card in ACCELERATORS.items() if key.split("-")[0].removeprefix("rtx") in words), None)
 
 
 def _rate(run: Callable[[], object], work: float, seconds: float, wait: Callable[[], object]) -> float:
@@ -337,7 +335,7 @@ def _all_reduce_rate(ranks: int, cuda: bool, seconds: float) -> float:
         tensor, best = torch.ones(count), float("inf")
         for _ in range(4):
             start = time.perf_counter()
-            group.allreduce([tensor]).wait()
+            group.allreduce([tensor]).wait()  # type: ignore[attr-defined]
             best = min(best, time.perf_counter() - start)
         rates[index] = share * 4 * count / best
 

@@ -185,9 +185,14 @@ def _loss(workload: Workload, zero: Zero, rows: int) -> tuple[float, float, floa
         return 0.0, 0.0, 0.0
     item = 2 if workload.precision == "bf16" else 4
     states = count * workload.config.hidden_size * item
-    chunk = min(count, max(1, _LOGITS_PER_CHUNK // workload.config.vocab_size)) * workload.config.vocab_size
+    most = max(1, _LOGITS_PER_CHUNK // workload.config.vocab_size)
+    chunk, several = min(count, most) * workload.config.vocab_size, count > most
+    # Logits and probabilities, beside which those of the chunk before are still held; softmax in fp32 of bf16 logits
+    # makes a copy of them on CPU.
+    alone = 10 if item == 2 else 8
+    each = 8 if item == 2 and not workload.on_cpu else 12 if several else alone
     cast = table * item if item == 2 else 0.0
-    forward = states + 4 * table + chunk * 8 + cast
+    forward = states + 4 * table + max(chunk * each, chunk * 4 + cast)
     backward = 2 * states + 2 * 4 * table + cast
     # A tied head's gradient waits for that of the embedding.
     tied = (2 if workload.config.tie_word_embeddings else 0) * table * weight_bytes(workload, zero)

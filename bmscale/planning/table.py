@@ -57,9 +57,9 @@ def _time(way: Way, tokens_are: str) -> list[str]:
     }
     shown = ", ".join(f"{name} {_seconds(value)}" for name, value in parts.items() if value)
     hidden = f" ({_seconds(step.hidden)} of communication beside it)" if step.hidden else ""
+    batches = "1 micro-batch" if step.micro_batches == 1 else f"{step.micro_batches} micro-batches"
     return [
-        f"a step of {step.tokens:,.0f} {tokens_are}, {step.micro_batches} micro-batches a rank: "
-        f"{_seconds(step.seconds)}{hidden}",
+        f"a step of {step.tokens:,.0f} {tokens_are}, {batches} a rank: {_seconds(step.seconds)}{hidden}",
         f"  {shown}",
         f"  {step.tokens_per_second:,.0f} {tokens_are}/s, {step.mfu:.1%} of the peak",
     ]

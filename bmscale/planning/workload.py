@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from bmscale.experiment import Experiment, LabelTrainingConfig, MaskedTrainingConfig, RowTrainingConfig
-from bmscale.model.config import EncoderDecoderConfig, TransformerConfig, is_classifier
+from bmscale.model.config import (
+    DecoderOnlyConfig,
+    EncoderDecoderConfig,
+    EncoderOnlyConfig,
+    TransformerConfig,
+    is_classifier,
+)
 from bmscale.model.flops import forward_flops, training_flops
 from bmscale.model.folder import open_model_folder
 from bmscale.model.sizes import count_parameters
@@ -96,6 +102,7 @@ class Workload:
         config = self.config
         if isinstance(config, EncoderDecoderConfig):
             return int(config.num_encoder_layers + config.num_decoder_layers)
+        assert isinstance(config, DecoderOnlyConfig | EncoderOnlyConfig)
         return int(config.num_hidden_layers)
 
     @property

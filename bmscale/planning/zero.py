@@ -34,7 +34,7 @@ class Zero:
     """Elements that stage 3 gathers ahead."""
     reuse: int = REUSE
     """Elements between two uses up to which stage 3 keeps a parameter whole."""
-    sub_group: int = 10**12
+    sub_group: int = 1_000_000_000
     """Elements that stage 3 steps at a time."""
     buffer: int = 100_000_000
     """Elements of each of four buffers for weights that come from disk; one must hold a rank's piece of a matrix."""

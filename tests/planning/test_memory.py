@@ -3,8 +3,12 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
+from bmscale.model import loss
 from bmscale.model.config import DecoderOnlyConfig, TransformerConfig
+from bmscale.planning import memory
+from bmscale.planning.activations import _Live
 from bmscale.planning.hardware import CALIBRATION, GIB, Machine, find_accelerator
 from bmscale.planning.memory import estimate
 from bmscale.planning.plan import assess, make
@@ -116,3 +120,26 @@ def test_ranks_on_cpu_share_the_memory_of_the_host():
     workload = Workload(gpt(256, 4, 1000), 0, 128, "fp32", 128 * 32, on_cpu=True)
     memory = estimate(workload, Zero(2), machine, 4, checkpointing=False)
     assert memory.host >= memory.accelerator.total > CALIBRATION.interpreter
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_the_loss_takes_what_it_really_takes(rows, precision, monkeypatch):
+    """The real loss on real tensors, its live bytes counted, in one chunk and in several."""
+    vocabulary, width, length = 3000, 32, 100
+    monkeypatch.setattr(loss, "_LOGITS_PER_CHUNK", 150 * vocabulary)
+    monkeypatch.setattr(memory, "_LOGITS_PER_CHUNK", 150 * vocabulary)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    hidden = torch.randn(rows * length, width).to(dtype).requires_grad_()
+    head = torch.randn(vocabulary, width).to(dtype).requires_grad_()
+    labels = torch.randint(vocabulary, (rows * length,))
+    with _Live([hidden, head, labels]) as live:
+        sums = loss.linear_cross_entropy(hidden, head, labels, 0.1)
+        forward = live.peak
+        live.begin()
+        sums.loss.backward()
+    config = DecoderOnlyConfig(vocab_size=vocabulary, hidden_size=width, num_attention_heads=2)
+    workload = Workload(config, 0, length, precision, length * rows, on_cpu=True)
+    predicted = memory._loss(workload, Zero(2), rows)
+    assert forward == pytest.approx(predicted[0], rel=0.05)
+    assert live.peak == pytest.approx(predicted[1], rel=0.05)
