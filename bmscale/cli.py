@@ -228,12 +228,14 @@ def _add_plan(commands: Commands) -> None:
         _plan,
     )
     _add_experiment(parser)
-    parser.add_argument("--gpu", metavar="NAME", default="h100", help="h100, h200, b200, a100-80, v100, …, cpu")
+    parser.add_argument("--gpu", metavar="NAME", help="h100, h200, b200, a100-80, v100, …, cpu (default: h100)")
     parser.add_argument("--gpus", type=int, metavar="N", help="accelerators of a node (default: of the usual node)")
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--nodes", type=int, metavar="N", help="default: 1")
     parser.add_argument("--ram-gib", type=float, metavar="GIB", help="RAM of a node (default: of the usual node)")
     parser.add_argument("--nvme-gib", type=float, metavar="GIB", help="local disk of a node; 0 is none")
-    parser.add_argument("--this-machine", action="store_true", help="measure this machine in place of all that")
+    parser.add_argument(
+        "--this-machine", action="store_true", help="measure this machine, which is done where no other is described"
+    )
     parser.add_argument("--target-tokens", metavar="10Gt", help="what it costs (default: training.max_steps)")
     parser.add_argument("--price", type=float, metavar="X", help="of an accelerator hour, in any unit")
     parser.add_argument("--json", action="store_true", help="everything, for programs")
@@ -251,15 +253,17 @@ def _plan(options: argparse.Namespace) -> int:
     if options.plot:
         charts.check_path(Path(options.plot))
     tokens = plan.parse_tokens(options.target_tokens) if options.target_tokens else None
-    if options.this_machine:
-        machine = hardware.measure()
+    described = [getattr(options, name) for name in ("gpu", "gpus", "nodes", "ram_gib", "nvme_gib")]
+    if any(value is not None for value in described):
+        if options.this_machine:
+            raise BadInput(
+                "--this-machine: must be given without --gpu, --gpus, --nodes, --ram-gib, --nvme-gib; got both"
+            )
+        gpu, gpus, nodes, ram, nvme = described
+        card = hardware.find_accelerator(gpu or "h100")
+        machine = hardware.Machine.of(card, gpus, 1 if nodes is None else nodes, ram_gib=ram, nvme_gib=nvme)
     else:
-        machine = hardware.Machine.of(
-            hardware.find_accelerator(options.gpu),
-            *(options.gpus, options.nodes),
-            ram_gib=options.ram_gib,
-            nvme_gib=options.nvme_gib,
-        )
+        machine = hardware.measure()
     found = plan.make(Workload.of(experiment, on_cpu=machine.accelerator.is_cpu), machine)
     if tokens is None and experiment.training.max_steps is not None:
         tokens = experiment.training.max_steps * found.ways[0].step.tokens
