@@ -256,9 +256,7 @@ def _plan(options: argparse.Namespace) -> int:
     described = [getattr(options, name) for name in ("gpu", "gpus", "nodes", "ram_gib", "nvme_gib")]
     if any(value is not None for value in described):
         if options.this_machine:
-            raise BadInput(
-                "--this-machine: must be given without --gpu, --gpus, --nodes, --ram-gib, --nvme-gib; got both"
-            )
+            raise BadInput("--this-machine: must stand without --gpu, --gpus, --nodes, --ram-gib, --nvme-gib; got both")
         gpu, gpus, nodes, ram, nvme = described
         card = hardware.find_accelerator(gpu or "h100")
         machine = hardware.Machine.of(card, gpus, 1 if nodes is None else nodes, ram_gib=ram, nvme_gib=nvme)

@@ -180,7 +180,7 @@ def test_mistakes_and_plans_that_do_not_fit_have_their_codes(capsys):
     assert "did you mean 'h100'?" in capsys.readouterr().err
     assert main(["plan", "toy", "--gpus", "0"]) == 2
     assert main(["plan", "toy", "--this-machine", "--nodes", "2"]) == 2
-    assert "must be given without --gpu" in capsys.readouterr().err
+    assert "must stand without --gpu" in capsys.readouterr().err
     assert main(["plan", "toy", "--plot", "plan.gif"]) == 2
     assert "must end in .png or .svg" in capsys.readouterr().err
     assert main(["plan", "toy", "model.size=70b", "--gpu", "rtx4090", "--nvme-gib", "0"]) == 1
