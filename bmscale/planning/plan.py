@@ -87,7 +87,7 @@ def ways(workload: Workload, machine: Machine) -> Iterator[Zero]:
         piece = -(-workload.largest_matrix // ranks)
         on_disk = replace(lean, optimizer="nvme", sub_group=NVME_SUB_GROUP, buffer=max(20_000_000, piece))
         yield on_disk
-        yield replace(on_disk, parameters="nvme", prefetch=20_000_000, bucket=BUCKET)
+        yield replace(on_disk, parameters="nvme", prefetch=min(bucket, 20_000_000) if ranks <= MANY_RANKS else bucket)
 
 
 def make(workload: Workload, machine: Machine, calibration: Calibration = CALIBRATION) -> Plan:

@@ -68,7 +68,7 @@ def test_an_accelerator_keeps_no_scores_unless_a_mask_is_given():
     short, long = (law(DECODER, Shape(2, 0, length), precision="bf16", on_cpu=False).saved for length in (256, 512))
     assert long == pytest.approx(2 * short, rel=1e-6)
     packed = law(DECODER, Shape(2, 0, 512), precision="bf16", on_cpu=False, packed=True).saved
-    assert packed >= long + 2 * 2 * 512 * 512  # a bias of T x T in bf16 for each row
+    assert packed == pytest.approx(long + 2 * 2 * 512 * 512)  # a bias of T x T in bf16 for each row
 
 
 def test_autocast_keeps_casts_of_the_weights():
@@ -81,4 +81,4 @@ def test_autocast_keeps_casts_of_the_weights():
 def test_a_block_of_a_trillion_parameters_takes_no_memory():
     huge = DecoderOnlyConfig(vocab_size=100, hidden_size=25_600, num_hidden_layers=128, num_attention_heads=200)
     cost = law(huge, Shape(1, 0, 2048), precision="bf16", on_cpu=False)
-    assert cost.saved > 2e9  # which would take seconds and gigabytes if it were real
+    assert cost.saved > 1e9  # which would take seconds and gigabytes if it were real

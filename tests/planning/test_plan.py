@@ -189,10 +189,10 @@ def test_mistakes_and_plans_that_do_not_fit_have_their_codes(capsys):
 
 def test_a_trillion_parameters_on_ten_thousand_cards_in_little_memory():
     words = (
-        "plan toy-text --gpu h100 --nodes 1250 --target-tokens 10T training.precision=bf16 model.hidden_size=25600 "
+        "plan toy-text training.precision=bf16 model.hidden_size=25600 "
         "model.num_hidden_layers=128 model.num_attention_heads=200 model.num_key_value_heads=8 "
         "model.intermediate_size=83968 data.tokenizer.vocabulary_size=128256 training.sequence_length=4096 "
-        "training.tokens_per_step=81920000"
+        "training.tokens_per_step=81920000 --gpu h100 --nodes 1250 --target-tokens 10T"
     )
     command = [sys.executable, "-m", "bmscale", *words.split()]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
