@@ -91,16 +91,15 @@ def total(zero: Zero, gpus: int, rows: int = 1, *, checkpointing: bool = False) 
 def test_states_follow_the_stage():
     machine, workload = Machine.of(find_accelerator("h100"), 8), work(gpt(2048, 8), 1024, 64)
     count = workload.parameters
-    for stage, (parameters, masters, optimizer) in {
-        0: (4, 0, 8),
-        1: (2, 4 / 8, 8 / 8),
-        2: (2, 4 / 8, 8 / 8),
-        3: (2 / 8, 4 / 8, 8 / 8),
+    for stage, expected in {
+        0: (4, 4, 0, 8),
+        1: (2, 4, 4 / 8, 8 / 8),
+        2: (2, 4 / 8, 4 / 8, 8 / 8),
+        3: (2 / 8, 4 / 8, 4 / 8, 8 / 8),
     }.items():
-        parts = estimate(workload, Zero(stage), machine, 1, checkpointing=False).accelerator
-        assert parts.parameters == parameters * count
-        assert parts.masters == masters * count
-        assert parts.optimizer == optimizer * count
+        parts = estimate(workload, Zero(stage), machine, 8, checkpointing=False).accelerator
+        found = (parts.parameters, parts.gradients, parts.masters, parts.optimizer)
+        assert found == tuple(each * count for each in expected), stage
     kept = replace(workload, keeps_average=True)
     assert estimate(kept, Zero(0), machine, 1, checkpointing=False).accelerator.optimizer == 12 * count
 
