@@ -82,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_submit(commands)
     _add_benchmark(commands)
+    _add_plan(commands)
     _add_checkpoint(commands)
     _add_evaluate(commands)
     _add_report(commands)
@@ -288,6 +289,69 @@ def _benchmark(options: argparse.Namespace) -> int:
     lines, reached = benchmark.ratio_lines(found, ratios)
     print("\n".join([benchmark.table(found), *([""] if lines else []), *lines]))
     return 0 if reached and all(found.values()) else 1
+
+
+def _add_plan(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "plan",
+        "before a run: will it fit, how fast, which ZeRO stage, what will it cost; with the files to run it",
+        _plan,
+    )
+    _add_experiment(parser)
+    parser.add_argument("--gpu", metavar="NAME", help="h100, h200, b200, a100-80, v100, …, cpu (default: h100)")
+    parser.add_argument("--gpus", type=int, metavar="N", help="accelerators of a node (default: of the usual node)")
+    parser.add_argument("--nodes", type=int, metavar="N", help="default: 1")
+    parser.add_argument("--ram-gib", type=float, metavar="GIB", help="RAM of a node (default: of the usual node)")
+    parser.add_argument("--nvme-gib", type=float, metavar="GIB", help="local disk of a node; 0 is none")
+    parser.add_argument(
+        "--this-machine", action="store_true", help="measure this machine, which is done where no other is described"
+    )
+    parser.add_argument("--target-tokens", metavar="10Gt", help="what it costs (default: training.max_steps)")
+    parser.add_argument("--price", type=float, metavar="X", help="of an accelerator hour, in any unit")
+    parser.add_argument("--json", action="store_true", help="everything, for programs")
+    parser.add_argument("--plot", metavar="FILE", help="memory and scaling as a picture, .png or .svg")
+    parser.add_argument("--write", metavar="FOLDER", help="overrides, DeepSpeed JSON, Accelerate YAML, sbatch script")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from bmscale.cluster.submit import fill_in
+    from bmscale.experiment import read_experiment
+    from bmscale.planning import charts, files, hardware, plan, table
+    from bmscale.planning.workload import Workload
+
+    experiment = read_experiment(options.config, options.overrides)
+    if options.plot:
+        charts.check_path(Path(options.plot))
+    tokens = plan.parse_tokens(options.target_tokens) if options.target_tokens else None
+    described = [getattr(options, name) for name in ("gpu", "gpus", "nodes", "ram_gib", "nvme_gib")]
+    if any(value is not None for value in described):
+        if options.this_machine:
+            raise BadInput("--this-machine: must stand without --gpu, --gpus, --nodes, --ram-gib, --nvme-gib; got both")
+        gpu, gpus, nodes, ram, nvme = described
+        card = hardware.find_accelerator(gpu or "h100")
+        machine = hardware.Machine.of(card, gpus, 1 if nodes is None else nodes, ram_gib=ram, nvme_gib=nvme)
+    else:
+        machine = hardware.measure()
+    found = plan.make(Workload.of(experiment, on_cpu=machine.accelerator.is_cpu), machine)
+    if tokens is None and experiment.training.max_steps is not None:
+        tokens = experiment.training.max_steps * found.ways[0].step.tokens
+    costs = None if tokens is None else plan.cost(found, found.ways[0], tokens, options.price)
+    print(json.dumps(plan.to_dict(found, costs), indent=2) if options.json else table.to_text(found, costs))
+    if options.plot:
+        charts.draw(found, Path(options.plot))
+    if found.chosen is None:
+        return 1
+    if options.write:
+        folder = Path(options.write)
+        texts = files.contents(found, found.chosen, folder)
+        words = [options.config, *options.overrides, *texts[files.OVERRIDES].split()]
+        texts[files.SCRIPT] = fill_in(words, files.sbatch_options(found), found.machine.gpus)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        log.info("written to %s: %s", folder, ", ".join(texts))
+    return 0
 
 
 CHECKPOINT_ACTIONS = {

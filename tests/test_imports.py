@@ -17,6 +17,7 @@ FLOORS = [
     {"engine"},
     {"inference"},
     {"evaluation"},
+    {"planning"},
     {"training", "cluster"},
     {"benchmark"},
     {"cli"},

@@ -84,6 +84,7 @@ def _of_run(run: RunFolder, precision: str, choice: EngineChoice) -> Figures:
         slots=round(sum(count / (1 - line["padding"]) for count, line in zip(tokens, timed, strict=True))),
         flops=sum(line["flops_per_second"] * second for line, second in zip(timed, seconds, strict=True)),
         peak_flops=peak.measure_ranks(precision, choice.ranks, choice.threads),
+        datasheet_flops=None if first["mfu"] is None else first["flops_per_second"] / first["mfu"],
         waited_seconds=sum(line["waiting_for_data"] * second for line, second in zip(timed, seconds, strict=True)),
         memory_gib=max(lines[-1]["memory_gib"]),
         losses=(first["nll"], timed[-1]["nll"]),

@@ -27,7 +27,7 @@ from bmscale.errors import BadInput, BmscaleError
 from bmscale.experiment import Experiment
 
 
-def fill_in(arguments: Sequence[str], options: Sequence[str]) -> str:
+def fill_in(arguments: Sequence[str], options: Sequence[str], ranks_per_node: int | None = None) -> str:
     """slurm/train.sh with arguments of `bmscale train` and options of sbatch (`--name=value`) in it.
 
     Such a script needs no argument. It uses the environment of this process, unless BMSCALE_ENV names another one.
@@ -44,6 +44,7 @@ def fill_in(arguments: Sequence[str], options: Sequence[str]) -> str:
         "# Filled in by bmscale submit:",
         f"set -- {shlex.join(arguments)}",
         f"export BMSCALE_ENV={shlex.quote(_environment())}",
+        *([] if ranks_per_node is None else [f"export BMSCALE_RANKS_PER_NODE={ranks_per_node}"]),
     ]
     return "\n".join([*head, *given, *lines[first_command:]]) + "\n"
 

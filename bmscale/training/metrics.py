@@ -12,20 +12,17 @@ from typing import Any
 from tqdm import tqdm
 
 from bmscale.engine.engine import StepOutcome
+from bmscale.planning.hardware import of_device
 from bmscale.training.standing import WindowSums
 from bmscale.training.step_data import StepData
 
 log = logging.getLogger("bmscale")
 
-# Dense matrix-product peaks in bf16 without sparsity, FLOP/s, from NVIDIA's data sheets. MFU against the peak measured
-# on the device itself comes from the benchmark.
-PEAK_FLOPS = {"A100": 312e12, "H100": 989.4e12, "H200": 989.4e12, "B200": 2250e12}
-
 
 def model_flops_utilisation(flops_per_second: float, devices: int, device_name: str) -> float | None:
     """The share of the data-sheet peak that useful model FLOPs reach, or None where no peak is known."""
-    peak = next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)
-    return None if peak is None else round(flops_per_second / (peak * devices), 4)
+    card = None if device_name == "cpu" else of_device(device_name)
+    return None if card is None else round(flops_per_second / (card.bf16 * devices), 4)
 
 
 class Metrics:
