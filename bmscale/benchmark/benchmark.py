@@ -96,6 +96,8 @@ def check(setting: Setting, cases: Sequence[str], ratios: Sequence[tuple[str, st
         if words[0] in ("train", "step", "start", "checkpoint"):
             training_case.check_precision(words[2])
             training_case.EngineChoice.parse(words[3] if len(words) > 3 else "none")
+        if words[0] in ("decode", "ctranslate2"):
+            decoding.check(*words)
     for one, other, _ in ratios:
         for name in (one, other):
             if name not in cases:
@@ -238,10 +240,12 @@ def _percent(share: float | None) -> str:
 
 
 def ratio_lines(found: dict[str, list[Figures]], ratios: Sequence[tuple[str, str, float]]) -> tuple[list[str], bool]:
-    """A line for each ratio that was asked for, and whether all were reached. A case that failed reaches none."""
-    lines, reached = [], True
+    """A line for each ratio that was asked for, and whether all were reached. A case that failed, in whatever turn,
+    reaches none."""
+    lines, reached, turns = [], True, max(map(len, found.values()))
     for one, other, least in ratios:
-        pairs = paired_ratios(found[one], found[other])
+        whole = len(found[one]) == len(found[other]) == turns
+        pairs = paired_ratios(found[one], found[other]) if whole else []
         if not pairs:
             lines.append(f"{one} / {other}: not measured, must be at least {least:g}")
             reached = False

@@ -1,7 +1,6 @@
 """Cases of single commands: how soon training starts, how soon help answers, preparing data, saving a state."""
 
 import shutil
-import subprocess
 import sys
 import time
 
@@ -25,22 +24,16 @@ def start(setting: Setting, name: str, shape_name: str, precision: str, engine: 
         name, shape_name, precision=precision, deepspeed=choice.name, log_every_steps=1, max_steps=1
     )
     run, config = experiment.run_folder, setting.new_run(name, experiment)
+    command = [*choice.start(), "-m", "bmscale", "train", str(config)]
     begun = time.perf_counter()
-    with setting.log(name).open("w", encoding="utf-8") as log:
-        running = subprocess.Popen(
-            [*choice.start(), "-m", "bmscale", "train", str(config)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=process.environment(choice.threads),
-        )
-        try:
-            while not run.metrics.exists() and running.poll() is None:
-                time.sleep(LOOK_SECONDS)
-            seconds = time.perf_counter() - begun
-            running.wait(setting.max_seconds)
-        finally:
-            running.kill()
-    if running.returncode or not run.metrics.exists():
+    with process.started(command, choice.threads, setting.log(name)) as running:
+        while not run.metrics.exists() and running.poll() is None:
+            if time.perf_counter() - begun > setting.max_seconds:
+                limit = setting.max_seconds
+                raise BmscaleError(f"{name}: no step was taken within {limit:.0f} s; see {setting.log(name)}")
+            time.sleep(LOOK_SECONDS)
+        seconds = time.perf_counter() - begun
+    if not run.metrics.exists():
         raise BmscaleError(f"{name}: the run ended with {running.returncode}; see {setting.log(name)}")
     return Figures(seconds=seconds)
 
@@ -83,4 +76,6 @@ def checkpoint(setting: Setting, name: str, shape_name: str, precision: str, eng
     process.run(command, choice.threads, setting.log(name), setting.max_seconds)
     saved = [line for line in read_lines(run.metrics) if line.get("event") == "saved"]
     seconds = sum(line["stall_seconds"] for line in saved)
+    if not seconds > 0:
+        raise BmscaleError(f"{name}: no state was saved that took a measurable time; see {setting.log(name)}")
     return Figures(seconds=seconds, work=sum(line["gib"] for line in saved), unit="GiB")

@@ -32,10 +32,19 @@ BATCH = 32
 MODES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+def check(kind: str, shape_name: str, precision: str, search: str) -> None:
+    """Raises BadInput for what such a case does not take."""
+    known = tuple(MODES) if kind == "decode" else ("fp32", "int8")
+    if precision not in known:
+        raise BadInput(f"precision: {kind} is measured in {' or '.join(known)}; got '{precision}'")
+    width = search.removeprefix("beam")
+    if search != "greedy" and not (search.startswith("beam") and width.isdigit() and int(width) > 1):
+        raise BadInput(f"search: must be greedy, or beam and a number above 1, such as beam5; got '{search}'")
+
+
 def decode(setting: Setting, name: str, shape_name: str, precision: str, search: str) -> Figures:
     """Our own decoding. `search` is greedy or beamN. Raises BadInput."""
-    if precision not in MODES:
-        raise BadInput(f"precision: must be {' or '.join(MODES)}; got '{precision}'")
+    check("decode", shape_name, precision, search)
     question = _question(setting, shape_name, precision, search)
     command = [sys.executable, "-m", "bmscale.benchmark.decoding"]
     return _figures(process.ask(command, question, cores(), setting.log(name), setting.max_seconds))
@@ -43,8 +52,7 @@ def decode(setting: Setting, name: str, shape_name: str, precision: str, search:
 
 def decode_with_ctranslate2(setting: Setting, name: str, shape_name: str, precision: str, search: str) -> Figures:
     """CTranslate2's decoding of a Transformer of the same shape; `precision` may be int8. Raises BadInput."""
-    if precision not in ("fp32", "int8"):
-        raise BadInput(f"precision: CTranslate2 is measured in fp32 or int8; got '{precision}'")
+    check("ctranslate2", shape_name, precision, search)
     question = _question(setting, shape_name, precision, search)
     source, _ = setting.texts()
     question |= {
@@ -54,7 +62,7 @@ def decode_with_ctranslate2(setting: Setting, name: str, shape_name: str, precis
         "quantization": {"fp32": "float32", "int8": "int8"}[precision],
         "threads": cores(),
         "work": str(setting.folder / "peers" / name.replace("/", "-")),
-        "device": "cpu",
+        "device": setting.device,
         "seed": 0,
     }
     Path(question["work"]).mkdir(parents=True, exist_ok=True)
@@ -64,14 +72,11 @@ def decode_with_ctranslate2(setting: Setting, name: str, shape_name: str, precis
 
 
 def _question(setting: Setting, shape_name: str, precision: str, search: str) -> dict[str, Any]:
-    width = search.removeprefix("beam")
-    if search != "greedy" and not (search.startswith("beam") and width.isdigit() and int(width) > 1):
-        raise BadInput(f"search: must be greedy, or beam and a number above 1, such as beam5; got '{search}'")
     setting.prepare()
     return {
         **dimensions(setting, shape_name),
         "precision": precision,
-        "beam": 1 if search == "greedy" else int(width),
+        "beam": 1 if search == "greedy" else int(search.removeprefix("beam")),
         "length": LENGTH,
         "sentences": SENTENCES,
         "batch_sentences": BATCH,

@@ -31,7 +31,8 @@ class Figures:
     memory_gib: float | None = None
     """Peak memory of the largest rank: of the accelerator where there is one, else of the process."""
     losses: tuple[float, float] | None = None
-    """Nats a target token at the beginning and at the end of what was timed."""
+    """Nats a target token around the beginning and around the end of what was timed: of single steps in `step`, means
+    over the warm-up and the last logged line in `train`, over ten updates of a rival's."""
     work: float | None = None
     """What else was done, in the case's own unit."""
     unit: str = ""

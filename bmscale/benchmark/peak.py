@@ -43,7 +43,8 @@ def measure_ranks(precision: str, ranks: int, threads: int) -> float:
     """The sum over so many processes at once, each with so many threads (FLOP/s). Raises BmscaleError."""
     command = [sys.executable, "-m", "bmscale.benchmark.peak", precision]
     running = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(threads)) for _ in range(ranks)
+        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True, env=environment(threads))
+        for rank in range(ranks)
     ]
     answers = [process.communicate()[0] for process in running]
     if any(process.returncode for process in running):
@@ -52,5 +53,8 @@ def measure_ranks(precision: str, ranks: int, threads: int) -> float:
 
 
 if __name__ == "__main__":
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cpu"
+    if torch.cuda.is_available():
+        device = "cuda"
+        torch.cuda.set_device(int(sys.argv[2]))
     print(measure({"fp32": torch.float32, "bf16": torch.bfloat16}[sys.argv[1]], device))

@@ -84,7 +84,7 @@ def train(setting: Setting, name: str, system: str, shape_name: str, precision: 
         "learning_rate": 3.0e-4,
         "seed": 0,
         "work": str(setting.folder / "peers" / name.replace("/", "-")),
-        "device": "cpu",
+        "device": setting.device,
     }
     Path(question["work"]).mkdir(parents=True, exist_ok=True)
     answer = process.ask(command, question, cores(), setting.log(name), 2 * setting.max_seconds)

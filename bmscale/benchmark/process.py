@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from bmscale.config import shipped_file
 from bmscale.errors import BmscaleError
 
 LAST_LINES = 15
+
+GRACE_SECONDS = 20
+"""What a process may take to end when it is asked to, before it is killed."""
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -40,16 +45,33 @@ def _launch_file() -> Path:
 def run(command: Sequence[str], threads: int, log: Path, timeout: float | None = None) -> None:
     """Run to the end, its words into `log`. Raises BmscaleError with the last of them."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as file:
+    with started(command, threads, log) as running:
         try:
-            done = subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, env=environment(threads), timeout=timeout, check=False
-            )
+            code = running.wait(timeout)
         except subprocess.TimeoutExpired:
             raise BmscaleError(f"{' '.join(command)}: did not end within {timeout:.0f} s; see {log}") from None
-    if done.returncode:
+    if code:
         last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
-        raise BmscaleError("\n".join([f"{' '.join(command)}: ended with {done.returncode}", *last]))
+        raise BmscaleError("\n".join([f"{' '.join(command)}: ended with {code}", *last]))
+
+
+@contextmanager
+def started(command: Sequence[str], threads: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process, its words in `log`. It and the ranks that it started are gone behind the block: what went on would
+    slow down the cases to come."""
+    with log.open("w", encoding="utf-8") as file:
+        running = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment(threads), start_new_session=True
+        )
+    try:
+        yield running
+    finally:
+        running.terminate()  # a launcher ends its ranks, which are in sessions of their own
+        with suppress(subprocess.TimeoutExpired):
+            running.wait(GRACE_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
 
 
 def ask(

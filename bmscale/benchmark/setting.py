@@ -13,6 +13,7 @@ import yaml
 
 from bmscale.benchmark.shape import VOCABULARY, shape
 from bmscale.config import Document, validate
+from bmscale.data.manifest import load_manifest
 from bmscale.data.prepare import DataConfig, prepare
 from bmscale.data.shards import PairShards
 from bmscale.errors import BadInput
@@ -44,6 +45,13 @@ class Setting:
     """What a case may take before it is given up."""
     peers: dict[str, str] = field(default_factory=dict)
     """The interpreter of each rival system."""
+
+    @property
+    def device(self) -> str:
+        """Where all cases run, the rivals' too: cuda where there is one, else cpu."""
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
     @property
     def prepared(self) -> Path:
@@ -124,7 +132,9 @@ class Setting:
 
     def texts(self) -> tuple[Path, Path]:
         """The training pairs as two files, a line a sentence, for systems that read text."""
-        paths = self.folder / "text" / "source.txt", self.folder / "text" / "target.txt"
+        self.prepare()
+        folder = self.folder / "text" / load_manifest(self.prepared, "pairs")["data_hash"].split(":")[-1][:16]
+        paths = folder / "source.txt", folder / "target.txt"
         if not all(path.exists() for path in paths):
             paths[0].parent.mkdir(parents=True, exist_ok=True)
             for side, path in enumerate(paths):

@@ -23,7 +23,6 @@ from bmscale.model.config import TransformerConfig
 from bmscale.model.flops import training_flops
 from bmscale.model.init import initial_value
 from bmscale.model.tasks import TASKS, Task
-from bmscale.planning.hardware import of_device
 from bmscale.training.optimizer import make_optimizer
 from bmscale.training.pair_data import PairData
 from bmscale.training.step_data import StepData
@@ -64,7 +63,6 @@ def main(question: dict[str, Any]) -> dict[str, Any] | None:
     memory = max(engine.memory_gib())
     if not engine.is_main:
         return None
-    card = None if engine.device_name == "cpu" else of_device(engine.device_name)
     return {
         "seconds": seconds,
         "steps": len(timed),
@@ -72,7 +70,6 @@ def main(question: dict[str, Any]) -> dict[str, Any] | None:
         "source_tokens": sum(step.tokens - step.target_tokens for step in timed),
         "slots": sum(step.slots for step in timed),
         "flops": sum(step.flops for step in timed),
-        "datasheet_flops": None if card is None else card.bf16 * engine.world_size,
         "memory_gib": memory,
         "losses": [float(loss) for loss in losses[question["warmup_steps"] :]],
     }

@@ -4,12 +4,15 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from bmscale.benchmark import peak, process
 from bmscale.benchmark.figures import Figures
 from bmscale.benchmark.setting import Setting, cores, read_lines
 from bmscale.benchmark.shape import shape
 from bmscale.errors import BadInput, BmscaleError
 from bmscale.experiment import RunFolder
+from bmscale.planning.hardware import of_device
 
 PRECISIONS = ("fp32", "bf16")
 _ENGINE = re.compile(r"(bare|none|zero[0-3](?:_offload)?)(?:x([1-9][0-9]*))?")
@@ -43,6 +46,14 @@ class EngineChoice:
         return process.python(self.ranks, deepspeed=self.name not in ("none", "bare"))
 
 
+def datasheet_flops(precision: str, ranks: int) -> float | None:
+    """The data sheet's peak of so many of this machine's GPUs (FLOP/s); None on CPU and for an unknown card."""
+    if not torch.cuda.is_available():
+        return None
+    card = of_device(torch.cuda.get_device_name())
+    return None if card is None else card.peak(precision) * ranks
+
+
 def check_precision(precision: str) -> None:
     """Raises BadInput."""
     if precision not in PRECISIONS:
@@ -50,7 +61,8 @@ def check_precision(precision: str) -> None:
 
 
 def train(setting: Setting, name: str, shape_name: str, precision: str, engine: str = "none") -> Figures:
-    """`bmscale train` from the prepared corpus, its first steps left out: data, logging and all."""
+    """`bmscale train` from the prepared corpus, its first steps left out: reading data, training, counting. The clock
+    is that of metrics.jsonl, which stands still while a line is logged."""
     check_precision(precision)
     choice = EngineChoice.parse(engine)
     if choice.name == "bare":
@@ -76,18 +88,20 @@ def _of_run(run: RunFolder, precision: str, choice: EngineChoice) -> Figures:
     seconds = [later["seconds"] - earlier["seconds"] for earlier, later in zip(lines, timed, strict=False)]
     target_tokens = timed[-1]["tokens"] - first["tokens"]
     tokens = [line["read_tokens_per_second"] * second for line, second in zip(timed, seconds, strict=True)]
+    if not sum(seconds) > 0:
+        raise BmscaleError(f"{run.metrics}: {len(timed)} lines took no time that can be measured: raise --steps")
     return Figures(
         seconds=sum(seconds),
         steps=timed[-1]["step"] - first["step"],
         target_tokens=target_tokens,
         source_tokens=round(sum(tokens)) - target_tokens,
-        slots=round(sum(count / (1 - line["padding"]) for count, line in zip(tokens, timed, strict=True))),
+        slots=round(sum(count / (1 - (line["padding"] or 0)) for count, line in zip(tokens, timed, strict=True))),
         flops=sum(line["flops_per_second"] * second for line, second in zip(timed, seconds, strict=True)),
         peak_flops=peak.measure_ranks(precision, choice.ranks, choice.threads),
-        datasheet_flops=None if first["mfu"] is None else first["flops_per_second"] / first["mfu"],
+        datasheet_flops=datasheet_flops(precision, choice.ranks),
         waited_seconds=sum(line["waiting_for_data"] * second for line, second in zip(timed, seconds, strict=True)),
         memory_gib=max(lines[-1]["memory_gib"]),
-        losses=(first["nll"], timed[-1]["nll"]),
+        losses=None if None in (first["nll"], timed[-1]["nll"]) else (first["nll"], timed[-1]["nll"]),
     )
 
 
@@ -115,4 +129,5 @@ def step(setting: Setting, name: str, shape_name: str, precision: str, engine: s
     answer = process.ask(command, question, choice.threads, setting.log(name), setting.max_seconds)
     losses = answer.pop("losses")
     measured = peak.measure_ranks(precision, choice.ranks, choice.threads)
-    return Figures(**answer, losses=(losses[0], losses[-1]), peak_flops=measured)
+    sheet = datasheet_flops(precision, choice.ranks)
+    return Figures(**answer, losses=(losses[0], losses[-1]), peak_flops=measured, datasheet_flops=sheet)

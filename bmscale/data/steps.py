@@ -240,7 +240,10 @@ def split_step(
 
     best: list[list[Ids]] = []
     least = math.inf
+    without_padding = (sum(sources) + sum(targets)) / world_size
     for rounds in range(fewest, fewest + MORE_ROUNDS + 1):
+        if without_padding + rounds * ROUND_COST * max_micro_batch_tokens >= least:
+            break
         cuts = _cut_into(sources, targets, rounds * world_size, (longest, max_micro_batch_tokens))
         batches = [ordered[begin:end] for begin, end in pairwise(cuts)]
         batches.sort(key=lambda ids: -padded_slots(source_lengths[ids], target_lengths[ids]))

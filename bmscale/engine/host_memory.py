@@ -26,4 +26,6 @@ def keep() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, LARGEST_KEPT)) and bool(mallopt(_TRIM_THRESHOLD, MOST_KEPT))
+    # Before glibc 2.35 no larger threshold is taken than the second.
+    kept = mallopt(_MMAP_THRESHOLD, LARGEST_KEPT) or mallopt(_MMAP_THRESHOLD, 32 * 2**20)
+    return bool(mallopt(_TRIM_THRESHOLD, MOST_KEPT) and kept)

@@ -76,7 +76,8 @@ class Attention(nn.Module):
         """Kernel and output projection: (B, T, D) and, from the eager kernel only, the weights (B, H, T, S)."""
         implementation = self.config._attn_implementation
         dropout = self.config.attention_dropout if self.training else 0.0
-        if implementation == "sdpa" and cpu_attention.pays(query_BHTK, key_BGSK, dropout):
+        is_plain = mask is None or mask.dtype == torch.bool  # a caller's own may be added to the scores instead
+        if implementation == "sdpa" and is_plain and cpu_attention.pays(query_BHTK, key_BGSK, dropout):
             heads_BTHK = cpu_attention.attention(
                 query_BHTK, key_BGSK, value_BGSK, mask, is_causal=self.is_causal, scale=self.scaling
             )

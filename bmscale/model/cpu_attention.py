@@ -3,7 +3,7 @@
 PyTorch's fused kernel for CPU (2.13) saves memory on long rows and loses time on short ones, most of it in its backward
 pass: on 64 rows of 32 tokens with 4 heads of 64, forward and backward take it four times as long as the products below
 (Zen 4, one thread), on 8 rows of 256 tokens 1.7 times. The weights (B, H, T, S) are held in bf16 for the backward
-pass, so rows of more than `LONGEST` scores a head are left to the fused kernel.
+pass, so batches of more than `MOST` are left to the fused kernel.
 
 Shape letters: see bmscale/model/transformer.py.
 """
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-LONGEST = 1024 * 1024
-"""T x S up to which the weights are held."""
+MOST = 2**25
+"""B x H x T x S up to which the weights of a layer are held: 64 MiB in bf16."""
 
 
 def pays(query_BHTK: torch.Tensor, key_BGSK: torch.Tensor, dropout: float) -> bool:
@@ -24,7 +24,7 @@ def pays(query_BHTK: torch.Tensor, key_BGSK: torch.Tensor, dropout: float) -> bo
         and query_BHTK.dtype == torch.bfloat16
         and torch.is_grad_enabled()
         and dropout == 0.0
-        and query_BHTK.shape[2] * key_BGSK.shape[2] <= LONGEST
+        and query_BHTK.shape[:3].numel() * key_BGSK.shape[2] <= MOST
         and not torch.compiler.is_compiling()
     )
 

@@ -101,13 +101,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden_ND), chunk):
             rows, labels = hidden_ND[start : start + chunk], labels_N[start : start + chunk, None]
             logits_CV = rows @ weight_VD.T
-            if grad_hidden is None and grad_weight is None:
+            wants_none = grad_hidden is None and grad_weight is None
+            if wants_none or hidden_ND.device.type != "cpu":
                 log_p_CV = logits_CV.log_softmax(dim=-1, dtype=wide)
-                chunk_nll, sum_log_p = -log_p_CV.gather(1, labels).sum(), log_p_CV.sum()
+                chunk_nll = -log_p_CV.gather(1, labels).sum()
+                sum_log_p = log_p_CV.sum() if smoothing else chunk_nll
                 if not with_gradient:
                     correct += (log_p_CV.argmax(dim=-1, keepdim=True) == labels).sum()
+                grad_CV = log_p_CV if wants_none else log_p_CV.exp_()
             else:
-                # The gradient wants probabilities: taking their logarithms all over would be a pass more.
+                # The gradient wants probabilities: on CPU their logarithms are not worth a pass more. (Elsewhere the
+                # passes are cheap, and looking for lost labels would wait for the device.)
                 grad_CV = logits_CV.softmax(dim=-1, dtype=wide)
                 label_log_p_C1 = _log_p_of_labels(grad_CV, logits_CV, labels)
                 chunk_nll = -label_log_p_C1.sum()
@@ -118,7 +122,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss += (1 - smoothing) * chunk_nll
             if smoothing:
                 loss -= smoothing / len(weight_VD) * sum_log_p
-            if grad_hidden is None and grad_weight is None:
+            if wants_none:
                 continue
             if smoothing:
                 grad_CV -= smoothing / len(weight_VD)

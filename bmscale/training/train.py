@@ -376,7 +376,7 @@ class _Loop:
                 "flops_per_second": round(flops),
                 "mfu": model_flops_utilisation(flops, self.engine.world_size, self.engine.device_name),
                 "memory_gib": memory,
-                "padding": round(1 - sums.tokens / max(1, sums.slots), 4),
+                "padding": round(1 - sums.tokens / sums.slots, 4) if sums.slots >= sums.tokens else None,
                 "waiting_for_data": round(sums.waited_seconds / seconds, 4),
                 "skipped": sums.skipped,
                 "seconds": round(standing.seconds, 2),

@@ -68,7 +68,7 @@ def test_it_is_taken_for_training_in_bf16_on_cpu_only():
     assert not cpu_attention.pays(query.to("meta"), key.to("meta"), 0.0)
     with torch.no_grad():
         assert not cpu_attention.pays(query, key, 0.0)
-    long = torch.empty(1, 1, 1025, 1, dtype=torch.bfloat16)
+    long = torch.empty(2, 16, 1025, 1, dtype=torch.bfloat16)
     assert not cpu_attention.pays(long, long, 0.0)
 
 
