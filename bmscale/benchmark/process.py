@@ -25,12 +25,12 @@ def environment(threads: int) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
 
 
-def python(ranks: int, *, deepspeed: bool) -> list[str]:
-    """The words in front of `-m MODULE` that start so many ranks."""
-    if ranks == 1 or not deepspeed:
+def python(ranks: int, deepspeed: str | None) -> list[str]:
+    """The words in front of `-m MODULE` that start so many ranks under a named DeepSpeed file."""
+    if ranks == 1 or deepspeed is None:
         return [sys.executable]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(_launch_file())]
-    return [*launch, "--num_processes", str(ranks)]
+    return [*launch, "--deepspeed_config_file", f"ds_configs/{deepspeed}.json", "--num_processes", str(ranks)]
 
 
 def _launch_file() -> Path:

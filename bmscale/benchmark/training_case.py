@@ -43,7 +43,7 @@ class EngineChoice:
 
     def start(self) -> list[str]:
         """The words in front of `-m MODULE`."""
-        return process.python(self.ranks, deepspeed=self.name not in ("none", "bare"))
+        return process.python(self.ranks, None if self.name in ("none", "bare") else self.name)
 
 
 def datasheet_flops(precision: str, ranks: int) -> float | None:

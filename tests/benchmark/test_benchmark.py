@@ -181,3 +181,10 @@ def test_a_case_that_failed_in_a_later_turn_reaches_no_ratio():
     text, reached = benchmark.ratio_lines(found, [("prepare", "answer/help", 0.5)])
     assert not reached
     assert "not measured" in text[0]
+
+
+def test_ranks_are_launched_under_the_deepspeed_file_of_the_case():
+    words = EngineChoice.parse("zero1x2").start()
+    assert words[words.index("--deepspeed_config_file") + 1] == "ds_configs/zero1.json"
+    assert words[-2:] == ["--num_processes", "2"]
+    assert EngineChoice.parse("zero1").start() == [sys.executable]
