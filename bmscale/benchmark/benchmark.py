@@ -16,9 +16,10 @@ from typing import Any
 
 from bmscale.benchmark import command_case, decoding, peer_case, training_case
 from bmscale.benchmark.figures import Figures, middle, paired_ratios
-from bmscale.benchmark.setting import Setting, cores
+from bmscale.benchmark.setting import Setting
 from bmscale.benchmark.shape import SHAPES
 from bmscale.config import suggest
+from bmscale.data.workers import cores
 from bmscale.errors import BadInput, BmscaleError
 
 log = logging.getLogger("bmscale")

@@ -6,9 +6,10 @@ import time
 
 from bmscale.benchmark import process
 from bmscale.benchmark.figures import Figures
-from bmscale.benchmark.setting import Setting, cores, read_lines
-from bmscale.benchmark.training_case import EngineChoice, check_precision
+from bmscale.benchmark.setting import Setting, read_lines
+from bmscale.benchmark.training_case import EngineChoice, check_precision, new_run
 from bmscale.data.prepare import prepare as prepare_data
+from bmscale.data.workers import cores
 from bmscale.errors import BmscaleError
 
 LOOK_SECONDS = 0.02
@@ -19,12 +20,7 @@ def start(setting: Setting, name: str, shape_name: str, precision: str, engine: 
     """From the command to the end of the first training step."""
     check_precision(precision)
     choice = EngineChoice.parse(engine)
-    setting.prepare()
-    experiment = setting.experiment(
-        name, shape_name, precision=precision, deepspeed=choice.name, log_every_steps=1, max_steps=1
-    )
-    run, config = experiment.run_folder, setting.new_run(name, experiment)
-    command = [*choice.start(), "-m", "bmscale", "train", str(config)]
+    run, command = new_run(setting, name, shape_name, precision, choice, log_every_steps=1, max_steps=1)
     begun = time.perf_counter()
     with process.started(command, choice.threads, setting.log(name)) as running:
         while not run.metrics.exists() and running.poll() is None:
@@ -67,12 +63,7 @@ def checkpoint(setting: Setting, name: str, shape_name: str, precision: str, eng
     """Saving the training state: how long training stands still, and how much is written."""
     check_precision(precision)
     choice = EngineChoice.parse(engine)
-    setting.prepare()
-    experiment = setting.experiment(
-        name, shape_name, precision=precision, deepspeed=choice.name, save_every_steps=1, max_steps=4
-    )
-    run, config = experiment.run_folder, setting.new_run(name, experiment)
-    command = [*choice.start(), "-m", "bmscale", "train", str(config)]
+    run, command = new_run(setting, name, shape_name, precision, choice, save_every_steps=1, max_steps=4)
     process.run(command, choice.threads, setting.log(name), setting.max_seconds)
     saved = [line for line in read_lines(run.metrics) if line.get("event") == "saved"]
     seconds = sum(line["stall_seconds"] for line in saved)

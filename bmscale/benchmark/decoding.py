@@ -15,12 +15,13 @@ import torch
 from bmscale.benchmark import process
 from bmscale.benchmark.figures import Figures
 from bmscale.benchmark.peer_case import dimensions, interpreter
-from bmscale.benchmark.setting import Setting, cores
+from bmscale.benchmark.setting import Setting
 from bmscale.data.batch import pad_rows
 from bmscale.data.shards import PairShards
 from bmscale.data.tokenizer import PAD
+from bmscale.data.workers import cores
 from bmscale.errors import BadInput
-from bmscale.model.init import initial_value
+from bmscale.model.init import initialise
 from bmscale.model.tasks import TASKS
 
 LENGTH = 24
@@ -106,9 +107,7 @@ def main(question: dict[str, Any]) -> dict[str, Any]:
         intermediate_size=question["feed_forward_size"],
     )
     model: Any = task.model(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(initial_value(name, parameter.shape, 0, config))
+    initialise(model, seed=0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device, MODES[question["precision"]]).eval()
     pairs = PairShards.open(Path(question["prepared"]) / "train")

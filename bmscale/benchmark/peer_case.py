@@ -12,9 +12,10 @@ from typing import Any
 
 from bmscale.benchmark import process
 from bmscale.benchmark.figures import Figures
-from bmscale.benchmark.setting import Setting, cores
+from bmscale.benchmark.setting import LEARNING_RATE, Setting
 from bmscale.benchmark.shape import shape
 from bmscale.benchmark.training_case import check_precision
+from bmscale.data.workers import cores
 from bmscale.errors import BadInput, BmscaleError
 from bmscale.model.tasks import TASKS
 
@@ -81,7 +82,7 @@ def train(setting: Setting, name: str, system: str, shape_name: str, precision: 
         "warmup_steps": setting.warmup_steps,
         "steps": setting.steps,
         "max_seconds": setting.max_seconds,
-        "learning_rate": 3.0e-4,
+        "learning_rate": LEARNING_RATE,
         "seed": 0,
         "work": str(setting.folder / "peers" / name.replace("/", "-")),
         "device": setting.device,

@@ -1,7 +1,6 @@
 """What every case of one benchmark shares: where it writes, on how many cores, on which data, for how many steps."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,10 +18,8 @@ from bmscale.data.shards import PairShards
 from bmscale.errors import BadInput
 from bmscale.experiment import Experiment, experiment_class
 
-
-def cores() -> int:
-    """How many cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+LEARNING_RATE = 3.0e-4
+"""Of every system."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ class Setting:
             "max_steps": self.warmup_steps + self.steps,
             "schedule": {"warmup_steps": 1},
             "label_smoothing": 0.0,  # as the rivals are measured
-            "optimizer": {"learning_rate": 3.0e-4},
+            "optimizer": {"learning_rate": LEARNING_RATE},
             "save_every_steps": 10**9,
             "trackers": [],
             **values,

@@ -21,7 +21,7 @@ from bmscale.evaluation.loss import batch_loss
 from bmscale.experiment import Experiment, RowTrainingConfig, TrainingConfig, experiment_class
 from bmscale.model.config import TransformerConfig
 from bmscale.model.flops import training_flops
-from bmscale.model.init import initial_value
+from bmscale.model.init import initial_value, initialise
 from bmscale.model.tasks import TASKS, Task
 from bmscale.training.optimizer import make_optimizer
 from bmscale.training.pair_data import PairData
@@ -52,7 +52,7 @@ def main(question: dict[str, Any]) -> dict[str, Any] | None:
         config = task.configure(**{**preset, **options, "vocab_size": question["vocab_size"]})
         steps = [_random_rows(rows, config, engine, step) for step in range(count)]
     train_step = _bare(task, config, engine) if question["bare"] else _engine(task, config, engine)
-    losses, seconds, timed = [], 0.0, steps[question["warmup_steps"] :]
+    losses, timed = [], steps[question["warmup_steps"] :]
     for number, step in enumerate(steps):
         if number == question["warmup_steps"]:
             _wait(engine.device)
@@ -93,15 +93,8 @@ def _random_rows(training: RowTrainingConfig, config: TransformerConfig, engine:
 
 def _engine(task: Task, config: TransformerConfig, engine: Engine) -> Any:
     training = engine.training
-
-    def make_model() -> torch.nn.Module:
-        model = task.model(config)
-        if training.activation_checkpointing:
-            model.gradient_checkpointing_enable()
-        return model
-
     engine.build(
-        make_model,
+        lambda: task.model(config),
         lambda name, size: initial_value(name, size, training.seed, config),
         partial(make_optimizer, config=training.optimizer),
     )
@@ -123,9 +116,7 @@ def _engine(task: Task, config: TransformerConfig, engine: Engine) -> Any:
 def _bare(task: Task, config: TransformerConfig, engine: Engine) -> Any:
     training, device = engine.training, engine.device
     model = task.model(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(initial_value(name, parameter.shape, training.seed, config))
+    initialise(model, training.seed)
     model.to(device).train()
     optimizer = make_optimizer(model, config=training.optimizer)
 

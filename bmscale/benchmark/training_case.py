@@ -8,8 +8,9 @@ import torch
 
 from bmscale.benchmark import peak, process
 from bmscale.benchmark.figures import Figures
-from bmscale.benchmark.setting import Setting, cores, read_lines
+from bmscale.benchmark.setting import Setting, read_lines
 from bmscale.benchmark.shape import shape
+from bmscale.data.workers import cores
 from bmscale.errors import BadInput, BmscaleError
 from bmscale.experiment import RunFolder
 from bmscale.planning.hardware import of_device
@@ -60,6 +61,16 @@ def check_precision(precision: str) -> None:
         raise BadInput(f"precision: must be {' or '.join(PRECISIONS)}; got '{precision}'")
 
 
+def new_run(
+    setting: Setting, name: str, shape_name: str, precision: str, choice: EngineChoice, **training: Any
+) -> tuple[RunFolder, list[str]]:
+    """An empty run folder on the prepared corpus, and the command that trains it. Raises BadInput."""
+    setting.prepare()
+    experiment = setting.experiment(name, shape_name, precision=precision, deepspeed=choice.name, **training)
+    config = setting.new_run(name, experiment)
+    return experiment.run_folder, [*choice.start(), "-m", "bmscale", "train", str(config)]
+
+
 def train(setting: Setting, name: str, shape_name: str, precision: str, engine: str = "none") -> Figures:
     """`bmscale train` from the prepared corpus, its first steps left out: reading data, training, counting. The clock
     is that of metrics.jsonl, which stands still while a line is logged."""
@@ -67,15 +78,7 @@ def train(setting: Setting, name: str, shape_name: str, precision: str, engine: 
     choice = EngineChoice.parse(engine)
     if choice.name == "bare":
         raise BadInput(f"{name}: `bare` is a loop of steps; use step/{shape_name}/{precision}/bare")
-    setting.prepare()
-    training = {
-        "precision": precision,
-        "deepspeed": choice.name,
-        "log_every_steps": setting.warmup_steps,
-    }
-    experiment = setting.experiment(name, shape_name, **training)
-    run, config = experiment.run_folder, setting.new_run(name, experiment)
-    command = [*choice.start(), "-m", "bmscale", "train", str(config)]
+    run, command = new_run(setting, name, shape_name, precision, choice, log_every_steps=setting.warmup_steps)
     process.run(command, choice.threads, setting.log(name), setting.max_seconds)
     return _of_run(run, precision, choice)
 

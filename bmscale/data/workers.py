@@ -27,6 +27,11 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
+def cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Workers:
     """An ordered, bounded map over processes, which start with the second chunk: small work needs none.
 
@@ -35,8 +40,7 @@ class Workers:
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.workers = workers or cores
+        self.workers = workers or cores()
         self._executor: ProcessPoolExecutor | None = None
 
     def map(self, work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:

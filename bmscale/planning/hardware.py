@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from bmscale.config import suggest
+from bmscale.data.workers import cores
 from bmscale.errors import BadInput
 
 GIB = 2**30
@@ -244,7 +245,7 @@ def measure(seconds: float = 0.3) -> Machine:
     import torch
 
     cuda = torch.cuda.is_available()
-    gpus = torch.cuda.device_count() if cuda else _cores()
+    gpus = torch.cuda.device_count() if cuda else cores()
     device, threads = torch.device("cuda" if cuda else "cpu"), torch.get_num_threads()
     share = 1 if cuda else gpus  # of what all cores together do
     torch.set_num_threads(share)
@@ -262,11 +263,6 @@ def measure(seconds: float = 0.3) -> Machine:
         base, memory=memory, bf16=bf16, fp32=fp32, bandwidth=copy, link=link, source="measured on this machine"
     )
     return Machine(accelerator, gpus, 1, host_memory(), shutil.disk_usage(".").free, base.nvme_bandwidth)
-
-
-def _cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def host_memory() -> float:
