@@ -15,12 +15,18 @@ IGNORED = -100
 """The label that no loss counts (PyTorch's own choice)."""
 
 
+Shapes = tuple[tuple[int, int], ...]
+
+
 class Batch:
     """Tensors on their way into a model: a dataclass whose fields are called as the arguments of its `forward`."""
 
     def to(self, device: torch.device) -> Self:
         """The same batch on a device."""
-        return type(self)(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+        moved = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if torch.is_tensor(value)
+        }
+        return replace(self, **moved)  # type: ignore[type-var]
 
     @property
     def targets(self) -> torch.Tensor:
@@ -46,7 +52,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class PairBatch(Batch):
-    """B sentence pairs, padded on the right. S and T are the longest source and target of the batch."""
+    """B sentence pairs, padded on the right. S and T are the longest source and target of the batch.
+
+    With buckets, B is 1 and the rows of all of them lie one behind the other (model/buckets.py).
+    """
 
     input_ids: torch.Tensor
     """(B, S) source pieces with the final </s>."""
@@ -56,6 +65,10 @@ class PairBatch(Batch):
     """(B, T) target pieces shifted right by one behind </s>, the decoder's start."""
     labels: torch.Tensor
     """(B, T) target pieces with the final </s>; IGNORED where padding is."""
+    source_buckets: Shapes | None = None
+    """(rows, length) of each bucket of sources."""
+    target_buckets: Shapes | None = None
+    """Those of their targets."""
 
     @property
     def tokens(self) -> int:
@@ -102,6 +115,8 @@ class TextBatch(Batch):
     """(B, T) bool: True is a real token, False is padding."""
     labels: torch.Tensor
     """(B,) the class of each text."""
+    buckets: Shapes | None = None
+    """(rows, length) of each bucket: then the texts lie one behind the other in one row (model/buckets.py)."""
 
 
 def pad_rows(rows: Sequence[np.ndarray], value: int) -> torch.Tensor:
@@ -136,11 +151,30 @@ class PairSource(Protocol):
 
 
 def read_batch(source: PairSource, ids: Sequence[int] | np.ndarray) -> PairBatch:
-    """The batch of these pairs; an empty batch when there are no ids."""
-    if not len(ids):
+    """These pairs, padded to the longest."""
+    sources, targets = zip(*(source.pair(int(index)) for index in ids), strict=True)
+    return make_batch(sources, targets)
+
+
+def read_buckets(source: PairSource, buckets: Sequence[Sequence[int] | np.ndarray]) -> PairBatch:
+    """The pairs of each bucket, as one batch; an empty batch when there are none."""
+    if not buckets:
         return empty_batch()
-    pairs = [source.pair(int(index)) for index in ids]
-    return make_batch([source for source, _ in pairs], [target for _, target in pairs])
+    parts = [read_batch(source, ids) for ids in buckets]
+    return PairBatch(
+        **_laid_out(parts, "input_ids", "attention_mask", "decoder_input_ids", "labels"),
+        source_buckets=_shapes([part.input_ids for part in parts]),
+        target_buckets=_shapes([part.labels for part in parts]),
+    )
+
+
+def _laid_out(parts: Sequence[Batch], *names: str) -> dict[str, torch.Tensor]:
+    """Tensors (B, T) of each bucket as one of (1, N)."""
+    return {name: torch.cat([vars(part)[name].flatten() for part in parts])[None] for name in names}
+
+
+def _shapes(rows: Sequence[torch.Tensor]) -> Shapes:
+    return tuple((len(tensor), tensor.shape[1]) for tensor in rows)
 
 
 def causal_batch(rows: Sequence[Row]) -> CausalBatch:
@@ -161,10 +195,20 @@ def _padded(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def text_batch(source: PairSource, ids: Sequence[int] | np.ndarray) -> TextBatch:
-    """Labelled texts: pairs of a text and the one token of its label. An empty batch when there are no ids."""
-    if not len(ids):
-        none = torch.full((1, 1), EOS)
-        return TextBatch(none, torch.ones_like(none, dtype=torch.bool), torch.tensor([IGNORED]))
+    """Labelled texts: pairs of a text and the one token of its label, padded to the longest."""
     texts, labels = zip(*(source.pair(int(index)) for index in ids), strict=True)
     input_ids = pad_rows(texts, PAD)
     return TextBatch(input_ids, input_ids != PAD, torch.tensor([int(label[0]) for label in labels]))
+
+
+def text_buckets(source: PairSource, buckets: Sequence[Sequence[int] | np.ndarray]) -> TextBatch:
+    """The texts of each bucket, as one batch; an empty batch when there are none."""
+    if not buckets:
+        none = torch.full((1, 1), EOS)
+        return TextBatch(none, torch.ones_like(none, dtype=torch.bool), torch.tensor([IGNORED]))
+    parts = [text_batch(source, ids) for ids in buckets]
+    return TextBatch(
+        **_laid_out(parts, "input_ids", "attention_mask"),
+        labels=torch.cat([part.labels for part in parts]),
+        buckets=_shapes([part.input_ids for part in parts]),
+    )

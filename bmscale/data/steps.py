@@ -1,10 +1,8 @@
-"""The global step: which sentence pairs step k trains on, and how they are split over ranks and micro-batches.
+"""The global step: which sentence pairs step k trains on.
 
-1. `StepPlan` chooses the set of pairs of every step from (lengths, seed, tokens_per_step) alone.
-2. `split_step` cuts a step's set into micro-batches, the same number for every rank.
-
-The first knows nothing of ranks, the second changes no set: so the number of ranks, the micro-batch size and the ZeRO
-stage never move the data order, and resuming is arithmetic on the step number.
+`StepPlan` chooses the set of pairs of every step from (lengths, seed, tokens_per_step) alone. It knows nothing of
+ranks, and splitting a step over them (micro_batches.py) changes no set: so the number of ranks, the micro-batch size
+and the ZeRO stage never move the data order, and resuming is arithmetic on the step number.
 
 An epoch is each pair once, or, with a `Mixture`, as many pairs drawn from several sources by their shares.
 """
@@ -32,14 +30,6 @@ POOL_STEPS = 64
 # least but learn worst: after 400 steps of 1,536 tokens a small model stood at 5.04 nats a token on held-out text, and
 # at 4.79 with pairs in random order, where half of the slots was padding. Four bundles keep padding below 10 %.
 BUNDLES_PER_STEP = 4
-
-# A step may be cut into so many more rounds of micro-batches than memory asks for, where that saves padding.
-MORE_ROUNDS = 4
-
-# What a further round costs, as a share of max_micro_batch_tokens in slots: kernels to launch, gradients to add up.
-# Steps of 2,048 target tokens of package descriptions have 14 % padding so in micro-batches of up to 8,192 slots, and
-# 5 % in those of up to 2,048; where memory alone decides it is 40 % and 19 %.
-ROUND_COST = 1 / 16
 
 # Target lengths within this factor of each other count as equal, and are ordered by source length: sorting by the
 # target alone leaves the sources ragged (half as much padding again on 35,000 pairs of package descriptions).
@@ -205,79 +195,3 @@ class StepPlan(Plan):
         epoch, index = self.locate(step)
         plan = self._epoch(epoch)
         return plan.order[plan.starts[index] : plan.starts[index + 1]]
-
-
-def padded_slots(source_lengths: Lengths, target_lengths: Lengths) -> int:
-    """Slots of a batch of these pairs: rows x (longest source + longest target), what memory and time go by."""
-    if not len(target_lengths):
-        return 0
-    return len(target_lengths) * (int(source_lengths.max()) + int(target_lengths.max()))
-
-
-def split_step(
-    pairs: Ids, source_lengths: Lengths, target_lengths: Lengths, *, world_size: int, max_micro_batch_tokens: int
-) -> list[list[Ids]]:
-    """Cut a step's pairs into rounds of one micro-batch a rank: `result[round][rank]` holds pair ids.
-
-    Every rank gets the same number of micro-batches, since ZeRO-2 and 3 hang otherwise; a rank may get an empty one.
-    No micro-batch has more than `max_micro_batch_tokens` padded slots (source and target together), and the slots are
-    as even as cuts in length order make them, since each round waits for its slowest rank. There may be more
-    micro-batches than memory needs, where they save more padding than a round costs (`ROUND_COST`).
-
-    Raises BadInput when one pair alone has more slots than that.
-    """
-    longest = int((source_lengths[pairs].astype(np.int64) + target_lengths[pairs]).max())
-    if longest > max_micro_batch_tokens:
-        raise BadInput(
-            f"training.max_micro_batch_tokens: must hold the longest pair, {longest} tokens of source and target; "
-            f"got {max_micro_batch_tokens}. Raise it, or prepare the data with smaller data.max_source_tokens and "
-            "data.max_target_tokens"
-        )
-    ordered = pairs[length_order(source_lengths[pairs], target_lengths[pairs])]
-    sources, targets = source_lengths[ordered].tolist(), target_lengths[ordered].tolist()
-    pieces = len(_cut(sources, targets, max_micro_batch_tokens)) - 1
-    fewest = -(-pieces // world_size)
-
-    best: list[list[Ids]] = []
-    least = math.inf
-    without_padding = (sum(sources) + sum(targets)) / world_size
-    for rounds in range(fewest, fewest + MORE_ROUNDS + 1):
-        if without_padding + rounds * ROUND_COST * max_micro_batch_tokens >= least:
-            break
-        cuts = _cut_into(sources, targets, rounds * world_size, (longest, max_micro_batch_tokens))
-        batches = [ordered[begin:end] for begin, end in pairwise(cuts)]
-        batches.sort(key=lambda ids: -padded_slots(source_lengths[ids], target_lengths[ids]))
-        batches += [pairs[:0]] * (rounds * world_size - len(batches))
-        split = [batches[start : start + world_size] for start in range(0, len(batches), world_size)]
-        # The first rank of a round has its largest batch, for which the others wait.
-        slots = sum(padded_slots(source_lengths[ranks[0]], target_lengths[ranks[0]]) for ranks in split)
-        cost = slots + rounds * ROUND_COST * max_micro_batch_tokens
-        if cost < least:
-            best, least = split, cost
-    return best
-
-
-def _cut_into(sources: list[int], targets: list[int], pieces: int, bounds: tuple[int, int]) -> list[int]:
-    """The cuts into at most so many batches whose largest is smallest: more, smaller micro-batches cost nothing when
-    the other ranks would have to wait anyway. `bounds` are a number of slots that may be too small and one that is
-    large enough."""
-    low, high = bounds
-    while low < high:
-        middle = (low + high) // 2
-        if len(_cut(sources, targets, middle)) - 1 <= pieces:
-            high = middle
-        else:
-            low = middle + 1
-    return _cut(sources, targets, low)
-
-
-def _cut(sources: list[int], targets: list[int], bound: int) -> list[int]:
-    """Cut neighbours greedily into batches of at most `bound` padded slots: the cuts, with 0 and the end."""
-    cuts, source_max, target_max = [0], 0, 0
-    for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        source_max, target_max = max(source_max, source), max(target_max, target)
-        if index > cuts[-1] and (index + 1 - cuts[-1]) * (source_max + target_max) > bound:
-            cuts.append(index)
-            source_max, target_max = source, target
-    cuts.append(len(sources))
-    return cuts

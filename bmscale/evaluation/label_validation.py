@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from bmscale.data.batch import IGNORED, text_batch
+from bmscale.data.batch import IGNORED, text_buckets
+from bmscale.data.micro_batches import MicroBatch
 from bmscale.data.shards import PairShards
 from bmscale.engine import process_group
 from bmscale.engine.engine import Engine
@@ -22,10 +22,10 @@ class LabelValidator:
         self,
         engine: Engine,
         texts: PairShards,
-        rounds: Sequence[Sequence[NDArray[np.int64]]],
+        rounds: Sequence[Sequence[MicroBatch]],
         labels: Sequence[str],
     ) -> None:
-        """`rounds[round][rank]` holds the numbers of texts of a batch, as `steps.split_step` deals them out."""
+        """`rounds[round][rank]` holds the numbers of texts of a batch, as `split_step` deals them out."""
         self._engine, self._texts, self._rounds, self._labels = engine, texts, rounds, labels
 
     def run(self, between: Callable[[], None] = lambda: None) -> Validation:
@@ -34,8 +34,9 @@ class LabelValidator:
         with engine.evaluation() as model:
             for ranks in self._rounds:
                 between()
-                batch = text_batch(self._texts, ranks[engine.rank]).to(engine.device)
-                logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()
+                batch = text_buckets(self._texts, ranks[engine.rank]).to(engine.device)
+                inputs = {name: value for name, value in vars(batch).items() if name != "labels"}
+                logits = model(**inputs).logits.float()
                 kept = batch.labels != IGNORED
                 losses = torch.nn.functional.cross_entropy(logits[kept], batch.labels[kept], reduction="none")
                 rows = torch.stack([losses, logits[kept].argmax(-1).float(), batch.labels[kept].float()])

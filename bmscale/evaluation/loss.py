@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from bmscale.data.batch import Batch, read_batch
+from bmscale.data.batch import Batch, read_buckets
+from bmscale.data.micro_batches import split_step
 from bmscale.data.shards import PairShards
-from bmscale.data.steps import length_order, split_step
+from bmscale.data.steps import length_order
 from bmscale.engine import process_group
 from bmscale.model.loss import LossSums
 
@@ -59,7 +60,7 @@ def validation_loss(
     total = torch.zeros((), dtype=wide, device=device)
     for batches in rounds:  # the same number on every rank: a forward pass is collective under ZeRO-3
         between()
-        total += batch_loss(model, read_batch(shards, batches[rank]).to(device)).nll.to(wide)
+        total += batch_loss(model, read_buckets(shards, batches[rank]).to(device)).nll.to(wide)
     process_group.sum_over_ranks(total)
     tokens = int(targets[chosen].sum())
     return ValidationLoss(float(total) / tokens, tokens)

@@ -11,6 +11,7 @@ from transformers import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bmscale.model import cpu_attention
+from bmscale.model.buckets import BucketMask, cut, join
 from bmscale.model.config import TransformerConfig
 from bmscale.model.init import mark_residual_output
 from bmscale.model.norms import RMSNorm
@@ -67,13 +68,35 @@ class Attention(nn.Module):
 
     def attend(
         self,
-        query_BHTK: torch.Tensor,
-        key_BGSK: torch.Tensor,
-        value_BGSK: torch.Tensor,
+        query_BTHK: torch.Tensor,
+        key_BSGK: torch.Tensor,
+        value_BSGK: torch.Tensor,
+        mask: torch.Tensor | BucketMask | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Kernel and output projection: (B, T, D) and, from the eager kernel only, the weights (B, H, T, S).
+
+        Keys and values may be (B, G, S, K) of a cache, transposed.
+        """
+        if isinstance(mask, BucketMask):
+            queries = cut(query_BTHK, mask.queries)
+            keys, values = cut(key_BSGK, mask.keys), cut(value_BSGK, mask.keys)
+            parts = zip(queries, keys, values, mask.masks, strict=True)
+            heads_BTHK, weights = join([self._kernel(*part, **kwargs)[0] for part in parts]), None
+        else:
+            heads_BTHK, weights = self._kernel(query_BTHK, key_BSGK, value_BSGK, mask, **kwargs)
+        return self.o_proj(heads_BTHK.flatten(2)), weights
+
+    def _kernel(
+        self,
+        query_BTHK: torch.Tensor,
+        key_BSGK: torch.Tensor,
+        value_BSGK: torch.Tensor,
         mask: torch.Tensor | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Kernel and output projection: (B, T, D) and, from the eager kernel only, the weights (B, H, T, S)."""
+        """Weighted values (B, T, H, K), and the weights where the kernel tells them."""
+        query_BHTK, key_BGSK, value_BGSK = (x.transpose(1, 2) for x in (query_BTHK, key_BSGK, value_BSGK))
         implementation = self.config._attn_implementation
         dropout = self.config.attention_dropout if self.training else 0.0
         is_plain = mask is None or mask.dtype == torch.bool  # a caller's own may be added to the scores instead
@@ -81,13 +104,13 @@ class Attention(nn.Module):
             heads_BTHK = cpu_attention.attention(
                 query_BHTK, key_BGSK, value_BGSK, mask, is_causal=self.is_causal, scale=self.scaling
             )
-            return self.o_proj(heads_BTHK.flatten(2)), None
+            return heads_BTHK, None
         kernel = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         # `is_causal` is read from the module: a None mask in the decoder still means causal.
         heads_BTHK, weights = kernel(
             self, query_BHTK, key_BGSK, value_BGSK, mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
-        return self.o_proj(heads_BTHK.flatten(2)), weights
+        return heads_BTHK, weights
 
 
 class SelfAttention(Attention):
@@ -102,20 +125,21 @@ class SelfAttention(Attention):
         self,
         x_BTD: torch.Tensor,
         tables: Rotation | None,
-        mask: torch.Tensor | None,
+        mask: torch.Tensor | BucketMask | None,
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`mask` is what transformers.masking_utils makes for the kernel; None hides nothing but the future."""
+        """`mask` is what transformers.masking_utils makes for the kernel; None hides nothing but the future. A
+        BucketMask says that x is (1, N, D), rows in buckets."""
         query, key = self.heads(self.q_proj(x_BTD)), self.heads(self.k_proj(x_BTD))
         value = self.heads(self.v_proj(x_BTD))
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         if tables is not None:
             query, key = rotate(query, tables), rotate(key, tables)
-        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
+            key, value = cache.update(key.transpose(1, 2), value.transpose(1, 2), self.layer_idx)
+            key, value = key.transpose(1, 2), value.transpose(1, 2)
         return self.attend(query, key, value, mask, **kwargs)
 
 
@@ -129,18 +153,19 @@ class CrossAttention(Attention):
         self,
         x_BTD: torch.Tensor,
         source_BSD: torch.Tensor,
-        mask: torch.Tensor | None,
+        mask: torch.Tensor | BucketMask | None,
         cache: EncoderDecoderCache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`mask` hides padding of the source; None hides nothing."""
-        query = self.heads(self.q_proj(x_BTD)).transpose(1, 2)
+        """`mask` hides padding of the source; None hides nothing. A BucketMask says that target and source are
+        (1, N, D), rows in buckets."""
+        query = self.heads(self.q_proj(x_BTD))
         if cache is not None and cache.is_updated.get(self.layer_idx):
             kept = cache.cross_attention_cache.layers[self.layer_idx]
-            return self.attend(query, kept.keys, kept.values, mask, **kwargs)
-        key = self.heads(self.k_proj(source_BSD)).transpose(1, 2)
-        value = self.heads(self.v_proj(source_BSD)).transpose(1, 2)
+            return self.attend(query, kept.keys.transpose(1, 2), kept.values.transpose(1, 2), mask, **kwargs)
+        key, value = self.heads(self.k_proj(source_BSD)), self.heads(self.v_proj(source_BSD))
         if cache is not None:
-            key, value = cache.cross_attention_cache.update(key, value, self.layer_idx)
+            kept = cache.cross_attention_cache.update(key.transpose(1, 2), value.transpose(1, 2), self.layer_idx)
+            key, value = kept[0].transpose(1, 2), kept[1].transpose(1, 2)
             cache.is_updated[self.layer_idx] = True
         return self.attend(query, key, value, mask, **kwargs)

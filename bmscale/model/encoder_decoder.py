@@ -16,9 +16,11 @@ from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from bmscale.model.attention import CrossAttention, SelfAttention
+from bmscale.model.buckets import Buckets, positions_in_rows
 from bmscale.model.config import EncoderDecoderConfig
 from bmscale.model.layers import Head, Layer
 from bmscale.model.loss import IGNORED, LossSums, cross_entropy
+from bmscale.model.masks import causal_bucket_mask, cross_bucket_mask
 from bmscale.model.positions import positions
 from bmscale.model.transformer import Encoder, Stack, TransformerPreTrainedModel, VocabularyModel
 
@@ -46,13 +48,22 @@ class Decoder(Stack):
         past_key_values: EncoderDecoderCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        buckets: tuple[Buckets, Buckets] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Pieces (B, T) and states (B, S, D) to states (B, T, D).
 
         Without `attention_mask` no mask is built: rows are padded on the right, where the causal order hides it.
+        With `buckets`, those of the source and of the target, B is 1 and rows lie one behind the other (buckets.py).
         """
         x_BTD = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        if buckets is not None:
+            assert encoder_hidden_states is not None
+            own = causal_bucket_mask(self.config, x_BTD, buckets[1])
+            cross = cross_bucket_mask(self.config, x_BTD, encoder_hidden_states, encoder_attention_mask, buckets)
+            position = positions_in_rows(buckets[1], x_BTD.device)
+            x_BTD = self.run(x_BTD, position, own, None, encoder_hidden_states, cross, **kwargs)
+            return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x_BTD)
         if past_key_values is None and use_cache and not self.training:
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
         own_cache = None if past_key_values is None else past_key_values.self_attention_cache
@@ -100,11 +111,18 @@ class EncoderDecoderModel(TransformerPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        source_buckets: Buckets | None = None,
+        target_buckets: Buckets | None = None,
         **kwargs: Any,
     ) -> Seq2SeqModelOutput:
-        """Source (B, S) and target (B, T) to decoder states (B, T, D); `encoder_outputs` saves running the encoder."""
+        """Source (B, S) and target (B, T) to decoder states (B, T, D); `encoder_outputs` saves running the encoder.
+
+        With buckets of both, of as many rows each, B is 1 and rows lie one behind the other (buckets.py).
+        """
         if encoder_outputs is None:
-            source: Any = self.encoder(input_ids, attention_mask, inputs_embeds=inputs_embeds, **kwargs)
+            source: Any = self.encoder(
+                input_ids, attention_mask, inputs_embeds=inputs_embeds, buckets=source_buckets, **kwargs
+            )
         else:
             is_tuple = isinstance(encoder_outputs, tuple)
             source = BaseModelOutput(*encoder_outputs) if is_tuple else encoder_outputs
@@ -116,6 +134,7 @@ class EncoderDecoderModel(TransformerPreTrainedModel):
             past_key_values,
             decoder_inputs_embeds,
             self.config.use_cache if use_cache is None else use_cache,
+            None if source_buckets is None or target_buckets is None else (source_buckets, target_buckets),
             **kwargs,
         )
         return Seq2SeqModelOutput(

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
+from bmscale.model.buckets import Buckets, cut
 from bmscale.model.config import EncoderOnlyConfig
 from bmscale.model.layers import Head
 from bmscale.model.loss import LossSums, cross_entropy
@@ -95,9 +96,12 @@ class EncoderOnlyForSequenceClassification(TransformerPreTrainedModel):
         label_smoothing: float = 0.0,
         return_loss_sums: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
+        buckets: Buckets | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput | LossSums:
         """Logits (B, L), and with labels (B,; -100 is not counted) the mean loss a text; each row is one text.
+
+        With `buckets` the texts lie one behind the other in one row (buckets.py), and B is how many they are.
 
         `return_loss_sums` returns a LossSums instead, whose `tokens` are texts. `num_items_in_batch` replaces this
         batch's count under the loss. Raises ValueError for `return_loss_sums` without labels, and for packed rows.
@@ -106,8 +110,11 @@ class EncoderOnlyForSequenceClassification(TransformerPreTrainedModel):
             raise ValueError("return_loss_sums needs labels; got none")
         if kwargs.get("segment_ids") is not None:
             raise ValueError("a classifier reads one text a row; got segment_ids, which describe several")
-        outputs: BaseModelOutput = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
-        x_BD = self.dropout(F.gelu(self.dense(self._pool(outputs.last_hidden_state, attention_mask))))
+        outputs: BaseModelOutput = self.model(
+            input_ids, attention_mask, position_ids, inputs_embeds, buckets=buckets, **kwargs
+        )
+        pooled_BD = self._pool(outputs.last_hidden_state, attention_mask, buckets)
+        x_BD = self.dropout(F.gelu(self.dense(pooled_BD)))
         logits_BL = self.classifier(x_BD)
         sums = None if labels is None else cross_entropy(logits_BL, labels, label_smoothing)
         if return_loss_sums:
@@ -119,8 +126,13 @@ class EncoderOnlyForSequenceClassification(TransformerPreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def _pool(self, x_BTD: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def _pool(
+        self, x_BTD: torch.Tensor, attention_mask: torch.Tensor | None, buckets: Buckets | None = None
+    ) -> torch.Tensor:
         """States (B, T, D) of real tokens to one vector (B, D) a row."""
+        if buckets is not None:
+            reals = [None] * len(buckets) if attention_mask is None else cut(attention_mask, buckets)
+            return torch.cat([self._pool(*part) for part in zip(cut(x_BTD, buckets), reals, strict=True)])
         if self.config.classifier_pooling == "first":
             return x_BTD[:, 0]
         if attention_mask is None:

@@ -12,6 +12,7 @@ from transformers import Cache, EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bmscale.model.attention import CrossAttention, SelfAttention
+from bmscale.model.buckets import BucketMask
 from bmscale.model.config import GATED, TransformerConfig
 from bmscale.model.dropout import Dropout
 from bmscale.model.init import mark_residual_output, residual_branches
@@ -117,10 +118,10 @@ class Layer(GradientCheckpointingLayer):
         self,
         x_BTD: torch.Tensor,
         tables: Rotation | None,
-        mask: torch.Tensor | None,
+        mask: torch.Tensor | BucketMask | None,
         cache: Cache | None = None,
         source_BSD: torch.Tensor | None = None,
-        source_mask: torch.Tensor | None = None,
+        source_mask: torch.Tensor | BucketMask | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """(B, T, D) to (B, T, D). `cache` is an EncoderDecoderCache where the block reads a source."""

@@ -7,12 +7,13 @@ kernels compute all T x T scores under it. Where no row has a second document no
 runs, which skips half the scores (on a GPU that is FlashAttention), so a batch of unpacked rows is best given without.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import Cache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
+from bmscale.model.buckets import BucketMask, Buckets, cut
 from bmscale.model.config import TransformerConfig
 
 
@@ -68,6 +69,43 @@ def bidirectional_mask(
         )
     same = _same_segment(config, segment_ids, len(x_BTD))
     return create_bidirectional_mask(config, x_BTD, attention_mask, and_mask_function=same)
+
+
+def bucket_mask(
+    config: TransformerConfig, x_1ND: torch.Tensor, attention_mask: torch.Tensor | None, buckets: Buckets
+) -> BucketMask:
+    """Every token sees all real ones of its row."""
+    rows, reals = cut(x_1ND, buckets), _cut_mask(attention_mask, buckets)
+    masks = [create_bidirectional_mask(config, *row) for row in zip(rows, reals, strict=True)]
+    return BucketMask(buckets, buckets, masks)
+
+
+def cross_bucket_mask(
+    config: TransformerConfig,
+    x_1ND: torch.Tensor,
+    source_1ND: torch.Tensor,
+    source_attention_mask: torch.Tensor | None,
+    buckets: tuple[Buckets, Buckets],
+) -> BucketMask:
+    """Every token of a target sees all real ones of its source; `buckets` are those of sources and targets."""
+    sources, targets = buckets
+    rows = zip(cut(x_1ND, targets), _cut_mask(source_attention_mask, sources), cut(source_1ND, sources), strict=True)
+    masks = [
+        create_bidirectional_mask(config, x_BTD, real_BS, encoder_hidden_states=source_BSD)
+        for x_BTD, real_BS, source_BSD in rows
+    ]
+    return BucketMask(targets, sources, masks)
+
+
+def _cut_mask(attention_mask: torch.Tensor | None, buckets: Buckets) -> Sequence[torch.Tensor | None]:
+    return [None] * len(buckets) if attention_mask is None else cut(attention_mask, buckets)
+
+
+def causal_bucket_mask(config: TransformerConfig, x_1ND: torch.Tensor, buckets: Buckets) -> BucketMask:
+    """Every token sees itself and those before it in its row. Padding on the right is hidden by the order."""
+    return BucketMask(
+        buckets, buckets, [create_causal_mask(config, state, None, None) for state in cut(x_1ND, buckets)]
+    )
 
 
 def _are_single(segment_ids: torch.Tensor) -> bool:

@@ -14,10 +14,11 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
 from bmscale.model.attention import SelfAttention
+from bmscale.model.buckets import BucketMask, Buckets, positions_in_rows
 from bmscale.model.config import TransformerConfig
 from bmscale.model.init import initialise_module
 from bmscale.model.layers import Head, Layer, TokenEmbedding
-from bmscale.model.masks import bidirectional_mask, find_segments
+from bmscale.model.masks import bidirectional_mask, bucket_mask, find_segments
 from bmscale.model.norms import compute_dtype, make_norm
 from bmscale.model.positions import find_positions, rotation
 
@@ -87,10 +88,10 @@ class Stack(TransformerPreTrainedModel):
         self,
         x_BTD: torch.Tensor,
         position: torch.Tensor,
-        mask: torch.Tensor | None,
+        mask: torch.Tensor | BucketMask | None,
         cache: Cache | None = None,
         source_BSD: torch.Tensor | None = None,
-        source_mask: torch.Tensor | None = None,
+        source_mask: torch.Tensor | BucketMask | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Embeddings (B, T, D) of tokens at `position` (T,) or (B, T) to normed states (B, T, D)."""
@@ -118,14 +119,21 @@ class Encoder(Stack):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
+        buckets: Buckets | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
         """Pieces (B, T), or scaled embeddings (B, T, D) in their place, to states (B, T, D).
 
         `segment_ids` (B, T) tells the documents of packed rows apart (masks.py); position_ids count from 0 otherwise.
+        With `buckets` B is 1 and rows lie one behind the other (buckets.py).
         """
         x_BTD = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
-        segment_ids = find_segments(segment_ids, position_ids, attention_mask, None)
-        mask = bidirectional_mask(self.config, x_BTD, attention_mask, segment_ids)
-        position = find_positions(x_BTD, position_ids, segment_ids)
+        mask: torch.Tensor | BucketMask | None
+        if buckets is None:
+            segment_ids = find_segments(segment_ids, position_ids, attention_mask, None)
+            mask = bidirectional_mask(self.config, x_BTD, attention_mask, segment_ids)
+            position = find_positions(x_BTD, position_ids, segment_ids)
+        else:
+            mask = bucket_mask(self.config, x_BTD, attention_mask, buckets)
+            position = positions_in_rows(buckets, x_BTD.device)
         return BaseModelOutput(last_hidden_state=self.run(x_BTD, position, mask, **kwargs))

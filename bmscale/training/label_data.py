@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from bmscale.data.batch import Batch, text_batch
+from bmscale.data.batch import Batch, text_batch, text_buckets
+from bmscale.data.micro_batches import split_step
 from bmscale.data.shards import PairShards
-from bmscale.data.steps import StepPlan, length_order, split_step
+from bmscale.data.steps import StepPlan, length_order
 from bmscale.engine.engine import Engine
 from bmscale.errors import BadInput
 from bmscale.evaluation.label_validation import LabelValidator
@@ -67,10 +68,10 @@ class LabelData(TrainingData):
             max_micro_batch_tokens=self.experiment.training.max_micro_batch_tokens,
         )
         return StepData(
-            batches=[text_batch(self.train, ranks[rank]) for ranks in rounds],
+            batches=[text_buckets(self.train, ranks[rank]) for ranks in rounds],
             target_tokens=len(texts),
             tokens=int(lengths[texts].sum()),
-            slots=sum(len(ids) * int(lengths[ids].max()) for ranks in rounds for ids in ranks if len(ids)),
+            slots=sum(len(ids) * int(lengths[ids].max()) for ranks in rounds for buckets in ranks for ids in buckets),
             flops=float(np.sum(training_flops(config, lengths[texts]))),
         )
 

@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from bmscale.data.batch import PairBatch, PairSource, read_batch
+from bmscale.data.batch import PairBatch, PairSource, read_batch, read_buckets
 from bmscale.data.manifest import VALID_TEXTS
+from bmscale.data.micro_batches import padded_slots, split_step
 from bmscale.data.prepare import DataConfig
 from bmscale.data.shards import PairShards
-from bmscale.data.steps import StepPlan, padded_slots, split_step
+from bmscale.data.steps import StepPlan
 from bmscale.data.subwords import SampledPairs
 from bmscale.engine.engine import Engine
 from bmscale.errors import BadInput
@@ -96,13 +97,13 @@ class PairData(TrainingData):
             )
         sources, targets = shards.source_lengths[pairs], shards.target_lengths[pairs]
         return StepData(
-            batches=[read_batch(source, ranks[rank]) for ranks in rounds],
+            batches=[read_buckets(source, ranks[rank]) for ranks in rounds],
             target_tokens=int(targets.sum()),
             tokens=int(sources.sum() + targets.sum()),
             slots=sum(
-                padded_slots(shards.source_lengths[ids], shards.target_lengths[ids])
+                padded_slots(buckets, shards.source_lengths, shards.target_lengths)
                 for ranks in rounds
-                for ids in ranks
+                for buckets in ranks
             ),
             flops=float(np.sum(training_flops(config, sources, targets))),
         )
