@@ -236,7 +236,10 @@ def _add_benchmark(commands: Commands) -> None:
     parser.add_argument("--warmup-steps", type=int, default=5, metavar="N", help="steps before them (default: 5)")
     parser.add_argument("--tokens-per-step", type=int, default=2048, metavar="N", help="target tokens (default: 2048)")
     parser.add_argument(
-        "--micro-batch-tokens", type=int, metavar="N", help="padded slots of a pass (default: as --tokens-per-step)"
+        "--micro-batch-tokens",
+        type=int,
+        metavar="N",
+        help="padded slots of a pass (default: four times --tokens-per-step, which takes a step whole)",
     )
     parser.add_argument("--max-seconds", type=float, default=900, metavar="S", help="of one case (default: 900)")
     parser.add_argument(
@@ -268,7 +271,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         print("\n".join([*benchmark.KINDS.values(), "", "usual:", *benchmark.USUAL]))
         return 0
     if options.micro_batch_tokens is None:
-        options.micro_batch_tokens = options.tokens_per_step
+        options.micro_batch_tokens = 4 * options.tokens_per_step
     for name in ("repeats", "steps", "warmup_steps", "tokens_per_step", "micro_batch_tokens", "max_seconds"):
         if not getattr(options, name) > 0:
             raise BadInput(f"--{name.replace('_', '-')}: must be above 0; got {getattr(options, name)}")

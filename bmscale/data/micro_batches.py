@@ -12,11 +12,11 @@ from bmscale.data.steps import Ids, Lengths, length_order
 from bmscale.errors import BadInput
 
 # What a bucket costs besides its slots, as a share of max_micro_batch_tokens in slots: one more call of each kernel of
-# attention. A small model on CPU (width 256, 8,192) is as fast with a fourth of it and with four times as much.
-BUCKET_COST = 1 / 128
+# attention. A small model on CPU (width 256, 8,192) is as fast with 16 slots as with 256.
+BUCKET_COST = 1 / 512
 
 # Borders of buckets are looked for between so many blocks of neighbours.
-BLOCKS = 48
+BLOCKS = 96
 
 MicroBatch = list[Ids]
 """The pairs of each bucket; nothing where a rank has no pairs."""

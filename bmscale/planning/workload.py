@@ -20,8 +20,8 @@ from bmscale.model.folder import open_model_folder
 from bmscale.model.sizes import count_parameters
 from bmscale.planning.activations import Cost, Shape, Stack, measure
 
-PADDED = 1.08
-"""Padded lengths over the mean ones: rows of alike length lie together (data/steps.py)."""
+PADDED = 1.04
+"""Padded lengths over the mean ones: rows of alike length lie together (data/micro_batches.py)."""
 USUAL_TOKENS = 32
 """Of a sentence, where nothing is prepared that says more."""
 
