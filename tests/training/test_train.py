@@ -56,7 +56,7 @@ def test_metrics_add_up(trained):
         assert line["tokens_per_second"] > 0
         assert line["mfu"] is None  # no peak is known for this CPU
         assert len(line["memory_gib"]) == 1
-        assert 0 < line["padding"] < 0.5
+        assert 0 <= line["padding"] < 0.2
         assert 0 <= line["waiting_for_data"] < 1
     assert [line["lr"] for line in steps] == pytest.approx([5e-3 * factor for factor in (0.5, 1, 1, 1, 1, 1)])
     assert 500 * 12 <= steps[-1]["tokens"] <= 600 * 12
@@ -151,8 +151,11 @@ def test_two_ranks_train_the_same_run(bmscale, trained, deepspeed):
     assert len(two) == len(alone)
     for one, other in zip(alone, two, strict=True):
         assert other == pytest.approx(one, rel=1e-4)
+    # AdamW makes a step of the rate from any gradient: where that is all but 0, rounding decides its sign. So weights
+    # are compared as wholes.
+    expected = weights(runs[1])
     for name, tensor in weights(runs[2]).items():
-        assert torch.allclose(tensor, weights(runs[1])[name], atol=2e-5), name
+        assert (tensor - expected[name]).norm() < 1e-5 * expected[name].norm(), name
 
 
 def test_offload_trains_the_same_run(bmscale, trained):
