@@ -151,8 +151,8 @@ class TrainingConfig(Config):
     max_micro_batch_tokens: Positive = 4096
     """Padded slots, source and target together, of one forward pass on one rank: what memory goes by.
 
-    A micro-batch lies in memory as buckets of rows of alike length, so padding stays at a few per cent whatever its
-    size. What takes a step whole is fastest: about three times tokens_per_step over the number of ranks.
+    A micro-batch of pairs or texts lies in memory as buckets of rows of alike length, so padding stays at a few per
+    cent whatever its size. What takes a step whole is fastest.
     """
     max_steps: Positive | None = None
     """Optimizer steps to train; give this or max_epochs."""

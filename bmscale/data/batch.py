@@ -15,7 +15,8 @@ IGNORED = -100
 """The label that no loss counts (PyTorch's own choice)."""
 
 
-Shapes = tuple[tuple[int, int], ...]
+Buckets = tuple[tuple[int, int], ...]
+"""(rows, length) of each bucket of a batch, as model/buckets.py takes them."""
 
 
 class Batch:
@@ -37,6 +38,11 @@ class Batch:
     def target_tokens(self) -> int:
         """How many predictions count in the loss."""
         return int((self.targets != IGNORED).sum())
+
+    @property
+    def slots(self) -> int:
+        """Places for the tokens that the model reads, padding included."""
+        return sum(value.numel() for name, value in vars(self).items() if name.endswith("input_ids"))
 
     @property
     def tokens(self) -> int:
@@ -65,10 +71,9 @@ class PairBatch(Batch):
     """(B, T) target pieces shifted right by one behind </s>, the decoder's start."""
     labels: torch.Tensor
     """(B, T) target pieces with the final </s>; IGNORED where padding is."""
-    source_buckets: Shapes | None = None
-    """(rows, length) of each bucket of sources."""
-    target_buckets: Shapes | None = None
-    """Those of their targets."""
+    source_buckets: Buckets | None = None
+    target_buckets: Buckets | None = None
+    """Those of their targets: as many, of as many rows."""
 
     @property
     def tokens(self) -> int:
@@ -115,8 +120,8 @@ class TextBatch(Batch):
     """(B, T) bool: True is a real token, False is padding."""
     labels: torch.Tensor
     """(B,) the class of each text."""
-    buckets: Shapes | None = None
-    """(rows, length) of each bucket: then the texts lie one behind the other in one row (model/buckets.py)."""
+    buckets: Buckets | None = None
+    """Where there are some, the texts lie one behind the other in one row."""
 
 
 def pad_rows(rows: Sequence[np.ndarray], value: int) -> torch.Tensor:
@@ -163,8 +168,8 @@ def read_buckets(source: PairSource, buckets: Sequence[Sequence[int] | np.ndarra
     parts = [read_batch(source, ids) for ids in buckets]
     return PairBatch(
         **_laid_out(parts, "input_ids", "attention_mask", "decoder_input_ids", "labels"),
-        source_buckets=_shapes([part.input_ids for part in parts]),
-        target_buckets=_shapes([part.labels for part in parts]),
+        source_buckets=_buckets([part.input_ids for part in parts]),
+        target_buckets=_buckets([part.labels for part in parts]),
     )
 
 
@@ -173,7 +178,7 @@ def _laid_out(parts: Sequence[Batch], *names: str) -> dict[str, torch.Tensor]:
     return {name: torch.cat([vars(part)[name].flatten() for part in parts])[None] for name in names}
 
 
-def _shapes(rows: Sequence[torch.Tensor]) -> Shapes:
+def _buckets(rows: Sequence[torch.Tensor]) -> Buckets:
     return tuple((len(tensor), tensor.shape[1]) for tensor in rows)
 
 
@@ -210,5 +215,5 @@ def text_buckets(source: PairSource, buckets: Sequence[Sequence[int] | np.ndarra
     return TextBatch(
         **_laid_out(parts, "input_ids", "attention_mask"),
         labels=torch.cat([part.labels for part in parts]),
-        buckets=_shapes([part.input_ids for part in parts]),
+        buckets=_buckets([part.input_ids for part in parts]),
     )

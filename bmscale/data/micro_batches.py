@@ -4,6 +4,8 @@ Which pairs a step trains on is decided before (steps.py) and is not changed her
 """
 
 import heapq
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +13,11 @@ from numpy.typing import NDArray
 from bmscale.data.steps import Ids, Lengths, length_order
 from bmscale.errors import BadInput
 
-# What a bucket costs besides its slots, as a share of max_micro_batch_tokens in slots: one more call of each kernel of
-# attention. A small model on CPU (width 256, 8,192) is as fast with 16 slots as with 256.
-BUCKET_COST = 1 / 512
+# What a bucket costs besides its slots, in slots: a call more of each kernel of attention. A small model on CPU (width
+# 256, 4,500 slots) is as fast at 16 as at 256; as a share of what a micro-batch holds, since on a GPU a call costs the
+# time of more slots and micro-batches hold more of them (not measured there).
+BUCKET_COST = 1 / 256
+LEAST_BUCKET_COST = 16
 
 # Borders of buckets are looked for between so many blocks of neighbours.
 BLOCKS = 96
@@ -32,10 +36,10 @@ def split_step(
 ) -> list[list[MicroBatch]]:
     """Cut a step's pairs into rounds of one micro-batch a rank: `result[round][rank][bucket]` holds pair ids.
 
-    Every rank gets the same number of micro-batches, since ZeRO-2 and 3 hang otherwise; a rank may get an empty one.
-    There are as few rounds as memory allows: no micro-batch has more than `max_micro_batch_tokens` padded slots (source
-    and target together). All hold nearly as many tokens, since each round waits for its slowest rank, and are mixed in
-    length alike.
+    Every rank gets the same number of micro-batches, since ZeRO-2 and 3 hang otherwise; in the last round a rank may
+    get an empty one. No micro-batch has more than `max_micro_batch_tokens` padded slots (source and target together),
+    and there are as few rounds as are found for that. All hold as nearly the same number of tokens as their pairs let
+    them, since each round waits for its slowest rank, and are mixed in length alike.
 
     Raises BadInput when one pair alone has more slots than that.
     """
@@ -47,23 +51,63 @@ def split_step(
             f"got {max_micro_batch_tokens}. Raise it, or prepare the data with smaller data.max_source_tokens and "
             "data.max_target_tokens"
         )
-    place = np.empty(len(pairs), np.int64)  # of each pair in the order of lengths
-    place[length_order(source_lengths[pairs], target_lengths[pairs])] = np.arange(len(pairs))
-    cost = max_micro_batch_tokens * BUCKET_COST
-    rounds = max(1, -(-int(sizes.sum()) // (world_size * max_micro_batch_tokens)))
-    while True:
-        batches = []
-        for members in _deal(sizes, rounds * world_size):
-            ids = pairs[members[np.argsort(place[members])]]
-            batches.append(_cut(ids, source_lengths[ids], target_lengths[ids], cost))
-        slots = [padded_slots(batch, source_lengths, target_lengths) for batch in batches]
-        worst = max(slots)
-        if worst <= max_micro_batch_tokens:  # at the latest where each pair is alone
-            break
-        rounds = max(rounds + 1, rounds * worst // max_micro_batch_tokens)
-    order = sorted(range(len(batches)), key=lambda index: -slots[index])  # so that those of a round are alike
-    batches = [batches[index] for index in order]
+    splitter = _Splitter(pairs, sizes, source_lengths, target_lengths, max_micro_batch_tokens)
+    most = -(-len(pairs) // world_size)  # each pair alone, which fits
+    failed = -(-int(sizes.sum()) // (world_size * max_micro_batch_tokens)) - 1
+    rounds, stride = min(most, failed + 1), 1
+    while (batches := splitter.split(rounds * world_size)) is None:
+        failed, rounds, stride = rounds, min(most, rounds + stride), 2 * stride
+    while rounds - failed > 1:
+        middle = (rounds + failed) // 2
+        fewer = splitter.split(middle * world_size)
+        if fewer is None:
+            failed = middle
+        else:
+            rounds, batches = middle, fewer
     return [batches[first : first + world_size] for first in range(0, len(batches), world_size)]
+
+
+@dataclass(frozen=True)
+class _Splitter:
+    """Splits a step's pairs into so many micro-batches as are asked for."""
+
+    pairs: Ids
+    sizes: NDArray[np.int64]
+    sources: Lengths
+    targets: Lengths
+    max_slots: int
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        """Of each pair in the order of lengths."""
+        places = np.empty(len(self.pairs), np.int64)
+        places[length_order(self.sources[self.pairs], self.targets[self.pairs])] = np.arange(len(self.pairs))
+        return places
+
+    def split(self, parts: int) -> list[MicroBatch] | None:
+        """The micro-batches, those with the most slots first; None where one has more than memory allows."""
+        members = _deal(self.sizes, parts)
+        if max(int(self.sizes[part].sum()) for part in members) > self.max_slots:
+            return None
+        cost = max(LEAST_BUCKET_COST, BUCKET_COST * int(self.sizes.sum()) / parts)
+        batches = []
+        for part in members:
+            ids = self.pairs[part[np.argsort(self._places[part])]]
+            batch = self._cut(ids, cost)
+            if self._slots(batch) > self.max_slots:
+                batch = self._cut(ids, 0.0)
+            batches.append(batch)
+        slots = [self._slots(batch) for batch in batches]
+        if max(slots) > self.max_slots:
+            return None
+        # So that the ranks of a round are alike.
+        return [batches[index] for index in sorted(range(parts), key=lambda index: -slots[index])]
+
+    def _slots(self, batch: MicroBatch) -> int:
+        return padded_slots(batch, self.sources, self.targets)
+
+    def _cut(self, ids: Ids, cost: float) -> MicroBatch:
+        return _cut(ids, self.sources[ids], self.targets[ids], cost)
 
 
 def _deal(sizes: NDArray[np.int64], parts: int) -> list[Ids]:

@@ -11,7 +11,6 @@ from torch import nn
 from bmscale.data.batch import Batch, read_buckets
 from bmscale.data.micro_batches import split_step
 from bmscale.data.shards import PairShards
-from bmscale.data.steps import length_order
 from bmscale.engine import process_group
 from bmscale.model.loss import LossSums
 
@@ -50,10 +49,9 @@ def validation_loss(
     switches gradients off. `between` is called before each batch, on every rank the same number of times."""
     chosen = np.arange(len(shards)) if pairs is None else np.asarray(pairs)
     sources, targets = shards.source_lengths, shards.target_lengths
-    ids = chosen[length_order(sources[chosen], targets[chosen])]
     longest = int((sources[chosen] + targets[chosen]).max())
     rounds = split_step(
-        ids, sources, targets, world_size=world_size, max_micro_batch_tokens=max(max_batch_tokens, longest)
+        chosen, sources, targets, world_size=world_size, max_micro_batch_tokens=max(max_batch_tokens, longest)
     )
     device = next(model.parameters()).device
     wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no fp64

@@ -74,10 +74,8 @@ class Attention(nn.Module):
         mask: torch.Tensor | BucketMask | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Kernel and output projection: (B, T, D) and, from the eager kernel only, the weights (B, H, T, S).
-
-        Keys and values may be (B, G, S, K) of a cache, transposed.
-        """
+        """Kernel and output projection: (B, T, D) and, from the eager kernel only, the weights (B, H, T, S); of rows in
+        buckets no weights."""
         if isinstance(mask, BucketMask):
             queries = cut(query_BTHK, mask.queries)
             keys, values = cut(key_BSGK, mask.keys), cut(value_BSGK, mask.keys)
@@ -96,11 +94,12 @@ class Attention(nn.Module):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weighted values (B, T, H, K), and the weights where the kernel tells them."""
-        query_BHTK, key_BGSK, value_BGSK = (x.transpose(1, 2) for x in (query_BTHK, key_BSGK, value_BSGK))
+        query_BHTK, key_BGSK, value_BGSK = (heads.transpose(1, 2) for heads in (query_BTHK, key_BSGK, value_BSGK))
         implementation = self.config._attn_implementation
         dropout = self.config.attention_dropout if self.training else 0.0
-        is_plain = mask is None or mask.dtype == torch.bool  # a caller's own may be added to the scores instead
-        if implementation == "sdpa" and is_plain and cpu_attention.pays(query_BHTK, key_BGSK, dropout):
+        # A caller's own mask may be added to the scores instead.
+        is_plain = implementation == "sdpa" and (mask is None or mask.dtype == torch.bool)
+        if is_plain and cpu_attention.pays(query_BHTK, key_BGSK, dropout):
             heads_BTHK = cpu_attention.attention(
                 query_BHTK, key_BGSK, value_BGSK, mask, is_causal=self.is_causal, scale=self.scaling
             )

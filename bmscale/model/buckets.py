@@ -33,7 +33,7 @@ class BucketMask:
 def cut(x_1N: torch.Tensor, buckets: Buckets) -> list[torch.Tensor]:
     """(1, N, …) to a view (B, T, …) for each bucket. Raises RuntimeError (of torch) where N is not their sum."""
     # `split` and not slices: the gradient of a slice is a tensor of all N, for each bucket.
-    parts = x_1N[0].split([rows * length for rows, length in buckets])
+    parts = x_1N.squeeze(0).split([rows * length for rows, length in buckets])
     return [part.unflatten(0, shape) for part, shape in zip(parts, buckets, strict=True)]
 
 

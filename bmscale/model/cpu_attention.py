@@ -14,7 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 MOST = 2**25
-"""B x H x T x S up to which the weights of a layer are held: 64 MiB in bf16."""
+"""B x H x T x S up to which the weights of a layer (of a bucket of it) are held: 64 MiB in bf16."""
 
 
 def pays(query_BHTK: torch.Tensor, key_BGSK: torch.Tensor, dropout: float) -> bool:

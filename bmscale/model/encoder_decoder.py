@@ -58,7 +58,11 @@ class Decoder(Stack):
         """
         x_BTD = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         if buckets is not None:
-            assert encoder_hidden_states is not None
+            if encoder_hidden_states is None or past_key_values is not None or attention_mask is not None:
+                raise ValueError(
+                    "buckets need encoder_hidden_states and know their own padding; they must not be given with "
+                    "past_key_values or an attention_mask of the target"
+                )
             own = causal_bucket_mask(self.config, x_BTD, buckets[1])
             cross = cross_bucket_mask(self.config, x_BTD, encoder_hidden_states, encoder_attention_mask, buckets)
             position = positions_in_rows(buckets[1], x_BTD.device)
@@ -119,6 +123,8 @@ class EncoderDecoderModel(TransformerPreTrainedModel):
 
         With buckets of both, of as many rows each, B is 1 and rows lie one behind the other (buckets.py).
         """
+        if (source_buckets is None) != (target_buckets is None):
+            raise ValueError("source_buckets and target_buckets must be given together; got one of them")
         if encoder_outputs is None:
             source: Any = self.encoder(
                 input_ids, attention_mask, inputs_embeds=inputs_embeds, buckets=source_buckets, **kwargs
@@ -192,13 +198,16 @@ class EncoderDecoderForConditionalGeneration(VocabularyModel, GenerationMixin):
 
         `return_loss_sums` returns a LossSums instead and never holds the logits: what training uses.
         `num_items_in_batch` replaces this batch's token count under the loss (gradient accumulation in Trainer).
-        Raises ValueError for `return_loss_sums` without labels.
+        Rows may lie in `source_buckets` and `target_buckets` (buckets.py), and decoder_input_ids are needed then.
+        Raises ValueError for `return_loss_sums` without labels, and for buckets with what they do not go with.
         """
         if return_loss_sums and labels is None:
             raise ValueError("return_loss_sums needs labels; got none")
         if labels is not None:
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
+                if kwargs.get("target_buckets") is not None:
+                    raise ValueError("labels in buckets need decoder_input_ids; got none: rows are not shifted apart")
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         outputs = self.model(
             input_ids,

@@ -129,6 +129,10 @@ class Encoder(Stack):
         """
         x_BTD = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         mask: torch.Tensor | BucketMask | None
+        if buckets is not None and not (position_ids is None and segment_ids is None):
+            raise ValueError(
+                "buckets are rows of one document each; they must not be given with position or segment ids"
+            )
         if buckets is None:
             segment_ids = find_segments(segment_ids, position_ids, attention_mask, None)
             mask = bidirectional_mask(self.config, x_BTD, attention_mask, segment_ids)

@@ -7,7 +7,7 @@ import numpy as np
 from bmscale.data.batch import Batch, text_batch, text_buckets
 from bmscale.data.micro_batches import split_step
 from bmscale.data.shards import PairShards
-from bmscale.data.steps import StepPlan, length_order
+from bmscale.data.steps import StepPlan
 from bmscale.engine.engine import Engine
 from bmscale.errors import BadInput
 from bmscale.evaluation.label_validation import LabelValidator
@@ -82,6 +82,6 @@ class LabelData(TrainingData):
         lengths, targets = self.valid.source_lengths, self.valid.target_lengths
         most = max(self.experiment.evaluation.max_batch_tokens, int(lengths.max()) + 1)
         rounds = split_step(
-            length_order(lengths, targets), lengths, targets, world_size=engine.world_size, max_micro_batch_tokens=most
+            np.arange(len(lengths)), lengths, targets, world_size=engine.world_size, max_micro_batch_tokens=most
         )
         return LabelValidator(engine, self.valid, rounds, self.labels)

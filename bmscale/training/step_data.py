@@ -172,7 +172,7 @@ class StepReader:
 
 def _counted(step: StepData) -> StepData:
     """The loss is a mean over the target tokens of all ranks."""
-    mine = [sum(batch.target_tokens for batch in step.batches), sum(batch.tokens for batch in step.batches)]
-    target_tokens, tokens = process_group.sum_over_ranks(torch.tensor(mine)).tolist()
+    of = [(batch.target_tokens, batch.tokens, batch.slots) for batch in step.batches]
+    target_tokens, tokens, slots = process_group.sum_over_ranks(torch.tensor(of).sum(dim=0)).tolist()
     flops = step.flops * tokens / step.tokens
-    return replace(step, target_tokens=max(1, target_tokens), tokens=tokens, flops=flops)
+    return replace(step, target_tokens=max(1, target_tokens), tokens=tokens, slots=slots, flops=flops)

@@ -1,5 +1,7 @@
 """Splitting a step: every pair once whatever the ranks, within memory, ranks even, little padding."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -35,9 +37,10 @@ def test_ranks_and_micro_batches_never_move_the_data(world_size, max_micro_batch
         assert all(len(ranks) == world_size for ranks in rounds)
         slots = [padded_slots(buckets, source, target) for ranks in rounds for buckets in ranks]
         assert max(slots) <= max_micro_batch_tokens
+        assert all(any(ranks) for ranks in rounds)
         # As few rounds as memory allows, but for the padding.
-        fewest = -(-int(source[plan.pairs(step)].sum() + target[plan.pairs(step)].sum()) // max_micro_batch_tokens)
-        assert len(rounds) <= 2 * -(-fewest // world_size)
+        tokens = int(source[plan.pairs(step)].sum() + target[plan.pairs(step)].sum())
+        assert len(rounds) <= 1.25 * tokens / (world_size * max_micro_batch_tokens) + 1
 
 
 def test_padding_is_below_five_percent_and_ranks_are_even():
@@ -75,6 +78,25 @@ def test_a_pair_as_long_as_memory_stands_alone():
     rounds = split_step(np.arange(61), lengths, lengths, world_size=1, max_micro_batch_tokens=100)
     assert len(rounds) <= 5
     assert [0] in [[int(i) for ids in buckets for i in ids] for (buckets,) in rounds]
+
+
+@pytest.mark.parametrize(("length", "most", "rounds"), [(513, 1024, 2000), (513, 768, 2000), (40, 100, 1000)])
+def test_pairs_that_fill_memory_badly_are_split_at_once(length, most, rounds):
+    """Pairs of which a half, or all, of the budget is just too small: no search through every number of rounds."""
+    target = np.ones(2000, np.int32)
+    begun = time.monotonic()
+    split = split_step(np.arange(2000), target * (length - 1), target, world_size=1, max_micro_batch_tokens=most)
+    assert time.monotonic() - begun < 5
+    assert len(split) == rounds
+    assert all(any(ranks) for ranks in split)
+
+
+@pytest.mark.parametrize("max_micro_batch_tokens", [20_000, 1_000_000])
+def test_more_memory_than_a_step_needs_is_not_filled_with_padding(max_micro_batch_tokens):
+    source, target = lengths(5000)
+    pairs = np.arange(200)
+    ((buckets,),) = split_step(pairs, source, target, world_size=1, max_micro_batch_tokens=max_micro_batch_tokens)
+    assert padded_slots(buckets, source, target) < 1.15 * (source[pairs].sum() + target[pairs].sum())
 
 
 def test_more_ranks_than_pairs_leaves_some_empty():

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bmscale.data.batch import empty_batch, make_batch
+from bmscale.data.batch import read_buckets
 from bmscale.data.tokenizer import EOS
 from bmscale.engine import process_group
 from bmscale.engine.engine import AVERAGE, Engine, LossFunction
@@ -44,17 +44,29 @@ def pairs_of_step(step: int) -> list[tuple[np.ndarray, ...]]:
     return rows
 
 
+class Rows:
+    """The pairs of a step, by their numbers."""
+
+    def __init__(self, step: int) -> None:
+        self.rows = pairs_of_step(step)
+
+    def pair(self, i):
+        return self.rows[i]
+
+
 def micro_batches(step: int, rank: int, world_size: int) -> list:
-    """This rank's batches: the same number on every rank, of uneven size, now and then none of its own."""
-    rows = pairs_of_step(step)
-    cuts = sorted({0, 1 + step % 3, 4, len(rows)})
-    pieces = [rows[begin:end] for begin, end in pairwise(cuts)]
+    """This rank's batches: the same number on every rank, of uneven size and up to two buckets, now and then none of
+    its own."""
+    source = Rows(step)
+    numbers = list(range(len(source.rows)))
+    cuts = sorted({0, 1 + step % 3, 4, len(numbers)})
+    pieces = [numbers[begin:end] for begin, end in pairwise(cuts)]
     rounds = -(-len(pieces) // world_size)
     if step % 5 == 3:  # the last rank has nothing at all
-        pieces = [rows, *[[]] * (world_size * rounds - 1)]
+        pieces = [numbers, *[[]] * (world_size * rounds - 1)]
     pieces += [[]] * (rounds * world_size - len(pieces))
-    mine = pieces[rank::world_size]
-    return [make_batch(*zip(*piece, strict=True)) if piece else empty_batch() for piece in mine]
+    buckets = [[bucket for bucket in (piece[:1], piece[1:]) if bucket] for piece in pieces[rank::world_size]]
+    return [read_buckets(source, of_batch) for of_batch in buckets]
 
 
 TROUBLE = {2: "gradient", 4: "spike", 6: "loss", 7: "loss, unasked"}

@@ -43,14 +43,17 @@ def assert_same(model, padded, laid):
     torch.testing.assert_close(other_gradients, gradients, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("preset", PRESETS)
-def test_an_encoder_decoder_sees_the_same_rows(preset, attention):
+@pytest.mark.parametrize("options", [*PRESETS.values(), {"num_key_value_heads": 2}], ids=[*PRESETS, "shared keys"])
+def test_an_encoder_decoder_sees_the_same_rows(options, attention, checkpointing):
     shape = {"vocab_size": V, "hidden_size": 32, "num_attention_heads": 4, "num_encoder_layers": 2}
-    config = EncoderDecoderConfig(**{**shape, "num_decoder_layers": 2, **PRESETS[preset]})
+    config = EncoderDecoderConfig(**{**shape, "num_decoder_layers": 2, "dropout": 0.0, **options})
     model = EncoderDecoderForConditionalGeneration._from_config(config, attn_implementation=attention)
     initialise(model, 0)
-    model.double().eval()
+    model.double().train()
+    if checkpointing:
+        model.activation_checkpointing_enable()
     generator = torch.Generator().manual_seed(1)
     sources, targets = (rows_of(buckets, generator) for buckets in BUCKETS)
     padded, laid = (
@@ -85,6 +88,29 @@ def test_a_classifier_sees_the_same_texts(pooling):
         {"input_ids": texts, "attention_mask": texts != 1, "labels": labels},
         {"input_ids": laid, "attention_mask": laid != 1, "labels": labels, "buckets": BUCKETS[0]},
     )
+
+
+def test_what_buckets_do_not_go_with_is_refused():
+    shape = {"vocab_size": V, "hidden_size": 32, "num_attention_heads": 4, "num_encoder_layers": 1}
+    model = EncoderDecoderForConditionalGeneration(EncoderDecoderConfig(**shape, num_decoder_layers=1))
+    row = torch.full((1, 6), 5)
+    pair = {"input_ids": row, "source_buckets": [(2, 3)]}
+    both = {**pair, "target_buckets": [(2, 3)]}
+    with pytest.raises(ValueError, match="given together; got one"):
+        model(**pair, decoder_input_ids=row)
+    with pytest.raises(ValueError, match="need decoder_input_ids"):
+        model(**both, labels=row)
+    with pytest.raises(ValueError, match="attention_mask of the target"):
+        model(**both, decoder_input_ids=row, decoder_attention_mask=row > 0)
+    with pytest.raises(ValueError, match="position or segment ids"):
+        model.get_encoder()(row, position_ids=row, buckets=[(2, 3)])
+    with pytest.raises(RuntimeError):
+        model(
+            input_ids=row.repeat(2, 1),
+            decoder_input_ids=row.repeat(2, 1),
+            source_buckets=[(2, 3)],
+            target_buckets=[(2, 3)],
+        )
 
 
 def test_cutting_and_joining_are_inverse():
