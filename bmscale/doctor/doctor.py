@@ -34,8 +34,8 @@ CHECK_SECONDS, BUILD_SECONDS = 120.0, 900.0
 """For one look at the machine, and for DeepSpeed's operators to be built."""
 TRIAL_TIMES = 3
 """The steps of the tiny model may take so many times as long as other stages."""
-NEEDED = {"launcher", "ranks", "operators", "deepspeed", "engine"}
-"""Checks that must not fail for ranks to do anything together."""
+NEEDED = {"ranks", "operators", "deepspeed", "engine", "all-reduce"}
+"""Checks that must not fail on any rank for all of them to do more together."""
 
 
 def doctor(config: str | None, overrides: Sequence[str], *, seconds: float, as_json: bool) -> int:
@@ -61,7 +61,7 @@ def doctor(config: str | None, overrides: Sequence[str], *, seconds: float, as_j
             with _told_of_the_end():
                 visit.make(Checks(experiment, dict(os.environ)))
         except _Ended:
-            visit.worker.stuck = True
+            visit.gave_up = True
             visit.show(
                 [
                     Finding(
@@ -116,6 +116,8 @@ class _Visit:
         self.rank, self.host = int(rank) if rank.isdigit() else 0, socket.gethostname()
         self.lines: list[Line] = []
         self.worker, self.meeting = Worker(), Meeting(None, self.rank, 1)
+        self.gave_up = False
+        """Whether a thread still waits for something: the process must be ended hard then."""
         self.hosts = {self.rank: self.host}
 
     def make(self, checks: "Checks") -> None:
@@ -137,10 +139,11 @@ class _Visit:
 
     def alone(self, name: str, check: Callable[[], Finding]) -> Finding:
         """What one check finds on this rank."""
-        if self.worker.stuck:
-            return Finding(name, "warn", "not checked, since an earlier check did not end")
         limit = BUILD_SECONDS if name == "operators" else CHECK_SECONDS
-        return attempt(name, partial(self.worker.do, check, limit))
+        found = attempt(name, partial(self.worker.do, check, limit))
+        if self.worker.stuck:  # in a file system that is gone, mostly: the next check has a thread of its own
+            self.gave_up, self.worker = True, Worker()
+        return found
 
     def who_came(self) -> Finding:
         """Whether all ranks have come."""
@@ -157,9 +160,8 @@ class _Visit:
     def together(self, name: str, check: Callable[[], Sequence[Finding]], seconds: float) -> None:
         """A stage that every rank goes through at once. A rank that fails tells the others, who would wait for it."""
         failed = next((line.check for line in self.lines if line.status == "fail" and line.check in NEEDED), None)
-        if failed is not None or self.worker.stuck:
-            why = f"since {failed} failed" if failed else "since an earlier stage did not end"
-            self.share(name, [Finding(name, "warn", f"not tried, {why}")], seconds)
+        if failed is not None:
+            self.share(name, [Finding(name, "warn", f"not tried, since {failed} failed")], seconds)
             return
         try:
             findings = self.worker.do(check, seconds, lambda: self.meeting.broken(name))
@@ -167,6 +169,7 @@ class _Visit:
             if not isinstance(error, GivenUp):  # the others have limits of their own
                 self.meeting.say_broken(name, f"rank {self.rank} on {self.host}")
             findings = [failure(name, error)]
+        self.gave_up = self.gave_up or self.worker.stuck
         self.share(name, findings, GRACE + seconds)
 
     def share(self, topic: str, findings: Sequence[Finding], seconds: float) -> None:
@@ -214,7 +217,7 @@ class _Visit:
         # A launcher ends all ranks as soon as one has failed: the first rank must have said all before.
         self.meeting.exchange("end", None, GRACE)
         code = 1 if counts["fail"] else 0
-        if self.worker.stuck:
+        if self.gave_up:
             sys.stderr.flush()
             os._exit(code)
         from bmscale.engine import process_group  # not where torch is missing

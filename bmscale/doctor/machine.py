@@ -200,14 +200,19 @@ def check_accelerator(environment: Mapping[str, str]) -> Finding:
                 found = f"GPU {index} ({names[-1]}): {gib(total - free)} of {gib(total)} are in use already"
                 advice = "end the process that holds it (nvidia-smi names it), or leave this GPU out"
                 return Finding("accelerator", "fail", found, advice)
-            one = torch.ones(1024, 1024, device="cuda")
-            if not bool(((one @ one) == 1024).all()):
+            if not _computes():
                 found = f"GPU {index} ({names[-1]}) computes wrong products of matrices"
                 return Finding("accelerator", "fail", found, "leave this GPU out, and have it replaced")
         least = min(least, free)
     kinds = ", ".join(dict.fromkeys(names))
     found = f"{len(names)} × {kinds}, {gib(least)} free" if len(names) > 1 else f"{kinds}, {gib(least)} free"
     return Finding("accelerator", "ok", found, alike="GPUs")
+
+
+def _computes() -> bool:
+    """Whether the present GPU multiplies matrices rightly."""
+    one = torch.ones(1024, 1024, device="cuda")
+    return bool(((one @ one) == 1024).all())
 
 
 def _without_gpu(environment: Mapping[str, str]) -> Finding:

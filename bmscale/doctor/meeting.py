@@ -49,7 +49,7 @@ class Worker:
         another rank will never do its part."""
         future: Future[T] = Future()
         self._work.put((future, function))
-        end, why = time.monotonic() + seconds, f"did not end within {seconds:.0f} s"
+        end, why = time.monotonic() + seconds, f"did not end within {seconds:g} s"
         while time.monotonic() < end:
             if wait([future], timeout=BETWEEN_LOOKS).done:
                 return future.result()

@@ -52,7 +52,6 @@ CLOSE = 0.02
 class Trial:
     """What the steps did, the same on every rank."""
 
-    parameters: int
     norm: float
     """Of the first step's gradient before clipping, as the engine reports it, over that of plain torch."""
     deviation: float
@@ -124,7 +123,6 @@ def run(engine: Engine, experiment: Experiment, total_steps: int | None) -> Tria
                 norm, got = outcome.grad_norm, _gradient(engine, training.optimizer.betas[0])
     units = (got[name] / _norm(got) - wanted[name] / _norm(wanted) for name in wanted)
     return Trial(
-        parameters=sum(shape.numel() for shape in engine.shapes().values()),
         norm=norm / (scale * _norm(wanted)),
         deviation=math.sqrt(sum(float((unit**2).sum()) for unit in units)),
         clipped=_norm(got),
@@ -234,7 +232,7 @@ def _rate(engine: Engine, config: OptimizerConfig, moved: torch.Tensor, step: in
     mean = _embedding(engine, "exp_avg") / (1 - first**step)
     square = _embedding(engine, "exp_avg_sq") / (1 - second**step)
     direction = mean / (square.sqrt() + config.epsilon)
-    return -float((moved * direction).sum() / (direction**2).sum())
+    return float((moved * -direction).sum() / (direction**2).sum()) + 0.0  # no -0
 
 
 @contextlib.contextmanager
