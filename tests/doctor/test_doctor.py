@@ -109,7 +109,8 @@ def test_without_torch_it_says_so(alone, capfd, monkeypatch):
 
 
 def test_a_check_that_hangs_is_given_up_and_the_next_is_made(alone, capfd, monkeypatch):
-    over, codes = threading.Event(), []
+    over = threading.Event()
+    codes: list[int] = []
     monkeypatch.setattr(doctor, "CHECK_SECONDS", 0.3)
     monkeypatch.setattr(machine, "check_disk", lambda folder: over.wait(60))
     monkeypatch.setattr(os, "_exit", codes.append)  # the thread may never come back

@@ -21,7 +21,7 @@ def test_work_gives_its_value_or_raises():
 
 def test_work_that_does_not_end_is_given_up():
     worker, over = Worker(), threading.Event()
-    with pytest.raises(GivenUp, match="did not end within 0.2 s"):
+    with pytest.raises(GivenUp, match=r"did not end within 0\.2 s"):
         worker.do(lambda: over.wait(60), 0.2)
     assert worker.stuck
     over.set()
