@@ -1,5 +1,6 @@
 """The checks of one rank in their order, and what earlier ones leave to later ones."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from bmscale.doctor.findings import Finding
 from bmscale.engine import deepspeed_config, process_group
 from bmscale.engine.deepspeed_config import DeepSpeedFile
 from bmscale.engine.engine import Engine
+from bmscale.errors import BadInput
 from bmscale.experiment import Experiment, TrainingConfig
 from bmscale.planning import hardware
 from bmscale.planning.plan import gib
@@ -28,7 +30,10 @@ class Checks:
     def __init__(self, experiment: Experiment | None, environment: Mapping[str, str]) -> None:
         self.experiment, self.environment = experiment, environment
         self.training = TrainingConfig(max_steps=1) if experiment is None else experiment.training
-        self.world_size = machine.number(environment, "WORLD_SIZE")
+        # Where a launcher's variables contradict each other, nobody knows who else is there; `launcher` says so.
+        self.world_size = 1
+        with contextlib.suppress(BadInput):
+            self.world_size = process_group.launched_world_size(environment)
         self.file: DeepSpeedFile | None = None
         self.opened: asked.Opened | None = None
         self.engine: Engine | None = None
@@ -121,6 +126,11 @@ class Checks:
                 advice = "NCCL_DEBUG=INFO says which links are used; NCCL_SOCKET_IFNAME, NCCL_IB_HCA choose others"
                 return [Finding("all-reduce", "warn", found, advice)]
         return [Finding("all-reduce", "ok", found)]
+
+    @staticmethod
+    def leave() -> None:
+        """Leave the process group, where there is one."""
+        process_group.stop()
 
     def try_engine(self) -> list[Finding]:
         """Steps of a tiny model."""

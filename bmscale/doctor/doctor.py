@@ -34,8 +34,9 @@ CHECK_SECONDS, BUILD_SECONDS = 120.0, 900.0
 """For one look at the machine, and for DeepSpeed's operators to be built."""
 TRIAL_TIMES = 3
 """The steps of the tiny model may take so many times as long as other stages."""
-NEEDED = {"ranks", "operators", "deepspeed", "engine", "all-reduce"}
+NEEDED = {"launcher", "ranks", "operators", "deepspeed", "engine", "all-reduce"}
 """Checks that must not fail on any rank for all of them to do more together."""
+UNKNOWN = "an unknown host"
 
 
 def doctor(config: str | None, overrides: Sequence[str], *, seconds: float, as_json: bool) -> int:
@@ -123,19 +124,17 @@ class _Visit:
     def make(self, checks: "Checks") -> None:
         """All checks, in their order."""
         findings = [self.alone(name, check) for name, check in checks.alone().items()]
-        if any(finding.check == "launcher" and finding.status == "fail" for finding in findings):
-            self.show(findings)  # nobody knows who else is there
-            return
         try:
             self.meeting = Meeting.of_launch(self.rank, checks.world_size, self._seconds)
             self.hosts = self.meeting.exchange("hosts", self.host, self._seconds)
+            findings.append(self.who_came())
         except LostRank as error:
             findings.append(failure("ranks", error))
-        else:
-            findings.append(self.who_came())
         self.share("machine", findings, BUILD_SECONDS)
         for name, check in checks.together().items():
             self.together(name, check, self._seconds * (TRIAL_TIMES if name == "trial" else 1))
+        if not self.gave_up:
+            self.worker.do(checks.leave, GRACE)
 
     def alone(self, name: str, check: Callable[[], Finding]) -> Finding:
         """What one check finds on this rank."""
@@ -167,7 +166,7 @@ class _Visit:
             findings = self.worker.do(check, seconds, lambda: self.meeting.broken(name))
         except Exception as error:
             if not isinstance(error, GivenUp):  # the others have limits of their own
-                self.meeting.say_broken(name, f"rank {self.rank} on {self.host}")
+                self.meeting.say_broken(name, self.place(self.rank))
             findings = [failure(name, error)]
         self.gave_up = self.gave_up or self.worker.stuck
         self.share(name, findings, GRACE + seconds)
@@ -176,18 +175,17 @@ class _Visit:
         """Exchange what was found, and show it. Ranks that are silent now have failed."""
         before = self.meeting.present
         said = self.meeting.exchange(topic, [asdict(finding) for finding in findings], seconds)
-        reports = [
-            Report(rank, self.hosts.get(rank, "an unknown host"), [Finding(**values) for values in found])
-            for rank, found in sorted(said.items())
-        ]
-        lost = sorted(before - self.meeting.present)
-        if lost and self.rank in said:
-            where = ", ".join(f"rank {rank} on {self.hosts.get(rank, 'an unknown host')}" for rank in lost)
-            gone = Finding(
-                "ranks", "fail", f"no word of {where} after {topic}", "look at what it says, and at its node"
-            )
-            reports.append(Report(self.rank, self.host, [gone]))
+        found = {rank: [Finding(**values) for values in words] for rank, words in sorted(said.items())}
+        lost = [self.place(rank) for rank in sorted(before - self.meeting.present)]
+        if lost:
+            advice = "look at what they say, and at their nodes"
+            found[self.rank].append(Finding("ranks", "fail", f"no word of {', '.join(lost)} after {topic}", advice))
+        reports = [Report(rank, self.hosts.get(rank, UNKNOWN), findings) for rank, findings in found.items()]
         self.show(reports)
+
+    def place(self, rank: int) -> str:
+        """`rank 3 on node7`."""
+        return f"rank {rank} on {self.hosts.get(rank, UNKNOWN)}"
 
     def show(self, found: Sequence[Finding] | Sequence[Report]) -> None:
         """Say on rank 0 what was found, on this rank or on all."""
@@ -210,7 +208,7 @@ class _Visit:
                 self._out.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
             self._out.flush()
             log.info("%d checks: %d ok, %d warnings, %d failed", len(statuses), *counts.values())
-        elif 0 not in self.meeting.present:  # the first rank cannot say it
+        elif 0 not in self.meeting.present:  # who cannot say it
             for line in self.lines:
                 if line.status == "fail":
                     log.error("rank %d on %s: %s", self.rank, self.host, line.to_text())
@@ -220,7 +218,4 @@ class _Visit:
         if self.gave_up:
             sys.stderr.flush()
             os._exit(code)
-        from bmscale.engine import process_group  # not where torch is missing
-
-        self.worker.do(process_group.stop, GRACE)
         return code

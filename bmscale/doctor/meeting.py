@@ -67,7 +67,7 @@ class Meeting:
     def __init__(self, store: Any, rank: int, world_size: int) -> None:
         """`store` is one of torch.distributed; None for one process."""
         self.rank, self.world_size, self._store = rank, world_size, store
-        self.present = set(range(world_size))
+        self.present = frozenset(range(world_size)) if store is not None else frozenset([rank])
         """Ranks that have always answered; the others are waited for no more."""
 
     @classmethod
@@ -89,8 +89,8 @@ class Meeting:
 
         Rank 0 collects and hands on, so that all see the same; where it is silent a rank has its own word only.
         """
-        if self.world_size == 1:
-            return {0: value}
+        if self._store is None:
+            return {self.rank: value}
         words, end = {self.rank: value}, time.monotonic() + seconds
         if self.rank:
             self._say(f"{topic}/{self.rank}", value)
@@ -102,7 +102,7 @@ class Meeting:
                 said = self._hear(f"{topic}/{rank}", end)
                 words |= {} if said is None else {rank: said[0]}
             self._say(f"{topic}/all", words)
-        self.present &= words.keys()
+        self.present = self.present & words.keys()
         return words
 
     def say_broken(self, stage: str, place: str) -> None:

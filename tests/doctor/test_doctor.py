@@ -7,14 +7,18 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from torch.distributed import HashStore
 
 from bmscale.cli import main
 from bmscale.config import shipped_file
 from bmscale.doctor import doctor, machine, packages
+from bmscale.doctor.findings import Finding
+from bmscale.doctor.meeting import Meeting
 
 LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", str(shipped_file("launch", "cpu_2proc.yaml"))]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -120,6 +124,19 @@ def test_a_check_that_hangs_is_given_up_and_the_next_is_made(alone, capfd, monke
     assert found["operators"][0] in ("ok", "warn")
     assert codes == [1]
     over.set()
+
+
+def test_a_rank_that_says_nothing_any_more_is_named(capfd):
+    visit = doctor._Visit(sys.stdout, False, 1.0)
+    visit.meeting, visit.hosts = Meeting(HashStore(), 0, 3), {0: "a", 1: "b", 2: "b"}
+    visit.meeting._say("engine/2", [asdict(Finding("engine", "ok", "ZeRO-2"))])
+    visit.share("engine", [Finding("engine", "ok", "ZeRO-2")], 0.3)
+    found = lines_of(capfd.readouterr().out)
+    assert found["engine"] == ("ok", "ZeRO-2")
+    assert found["ranks"][0] == "fail"
+    assert "no word of rank 1 on b after engine" in found["ranks"][1]
+    visit.together("trial", lambda: pytest.fail("must not be tried"), 0.3)
+    assert lines_of(capfd.readouterr().out)["trial"] == ("warn", "not tried, since ranks failed")
 
 
 def on_two_ranks(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
