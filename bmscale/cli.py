@@ -83,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_submit(commands)
     _add_benchmark(commands)
     _add_plan(commands)
+    _add_doctor(commands)
     _add_checkpoint(commands)
     _add_evaluate(commands)
     _add_report(commands)
@@ -107,8 +108,9 @@ def _add(
     return parser
 
 
-def _add_experiment(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a preset such as toy")
+def _add_experiment(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    text = "a YAML file, or the name of a preset such as toy"
+    parser.add_argument("config", nargs=None if required else "?", metavar="CONFIG", help=text)
     parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="values over the file's, such as training.seed=3"
     )
@@ -356,6 +358,27 @@ def _plan(options: argparse.Namespace) -> int:
             (folder / name).write_text(text, encoding="utf-8")
         log.info("written to %s: %s", folder, ", ".join(texts))
     return 0
+
+
+def _add_doctor(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "doctor",
+        "before a job: is the machine well, do ranks reach each other, does the engine do what CONFIG asks; plain, or "
+        "under the launcher of the training",
+        _doctor,
+    )
+    _add_experiment(parser, required=False)
+    parser.add_argument("--json", action="store_true", help="everything, for programs")
+    parser.add_argument(
+        "--seconds", type=float, default=120, metavar="S", help="for ranks to meet, and for a stage (default: 120)"
+    )
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from bmscale.doctor.doctor import doctor
+
+    return doctor(options.config, options.overrides, seconds=options.seconds, as_json=options.json)
 
 
 CHECKPOINT_ACTIONS = {

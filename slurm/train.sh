@@ -34,7 +34,8 @@
 #   BMSCALE_ENV=active           whatever is active where sbatch is called
 #   BMSCALE_RANKS_PER_NODE=N     default: one for each GPU that the job has on a node; without GPUs one, on all CPUs
 #   BMSCALE_MAX_REQUEUES=N       how often the job may start again (default: 20)
-#   BMSCALE_PREFLIGHT_SECONDS=N  how long nodes may take to meet before training; 0 lets them not try (default: 120)
+#   BMSCALE_PREFLIGHT_SECONDS=N  how long nodes may take to meet before training (default: 120); 0 leaves that out, and
+#                                `bmscale doctor` on each node
 #   OMP_NUM_THREADS=N            default: the CPUs of a node's task, shared among its ranks
 #
 #SBATCH --job-name=bmscale-train
@@ -79,16 +80,17 @@ enter_environment() {
 
 check_node() {
   enter_environment
-  local missing
+  local missing found
   missing=$(python -c 'from importlib.util import find_spec as found
 print(*[name for name in ("bmscale", "torch", "accelerate", "deepspeed") if not found(name)])') \
     || fail "node $SLURMD_NODENAME: python must start in the environment '$environment'; the lines above say why not"
   [ -z "$missing" ] || fail "node $SLURMD_NODENAME: the environment '$environment' must have bmscale and what it" \
     "needs; missing: $missing. Set BMSCALE_ENV to the one that has them"
   if [ "$gpus" = 0 ]; then check_compiler; else check_gpus; fi
-  if python -m bmscale doctor --help >/dev/null 2>&1; then
-    python -m bmscale doctor || fail "node $SLURMD_NODENAME: bmscale doctor must find nothing wrong; see above"
-  fi
+  [ "$patience" = 0 ] || found=$(python -m bmscale doctor 2>&1) || {
+    printf '%s\n' "$found" >&2
+    fail "node $SLURMD_NODENAME: bmscale doctor must find nothing wrong; see above"
+  }
 }
 
 check_compiler() {

@@ -19,7 +19,7 @@ FLOORS = [
     {"evaluation"},
     {"planning"},
     {"training", "cluster"},
-    {"benchmark"},
+    {"benchmark", "doctor"},
     {"cli"},
     {"__main__"},
 ]

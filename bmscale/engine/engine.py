@@ -299,7 +299,7 @@ class Engine:
         The decay grows into its value, min(decay, (1 + t) / (10 + t)) in step t, so that the first weights are soon
         forgotten (TensorFlow's ExponentialMovingAverage).
         """
-        for parameter, state in self._base_optimizer.state.items():
+        for parameter, state in self.adam.state.items():
             if "exp_avg" not in state:
                 continue
             if AVERAGE not in state:
@@ -309,7 +309,7 @@ class Engine:
             state[AVERAGE].lerp_(parameter.detach().to(state[AVERAGE].dtype), weight)
 
     @property
-    def _base_optimizer(self) -> torch.optim.Optimizer:
+    def adam(self) -> torch.optim.Optimizer:
         """The AdamW itself, inside accelerate's wrapper and ZeRO's."""
         optimizer = self.optimizer
         while hasattr(optimizer, "optimizer"):
@@ -468,7 +468,7 @@ class Engine:
             self.wrapped.optimizer.update_lp_params()
 
     def _set_step_count(self, optimizer_step: int) -> None:
-        for state in self._base_optimizer.state.values():
+        for state in self.adam.state.values():
             if torch.is_tensor(state.get("step")):
                 state["step"].fill_(optimizer_step)
             elif "step" in state:

@@ -7,12 +7,13 @@ refused here: on a machine without a GPU it would train one independent copy per
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def _stand_alone(world_size: int) -> None:
         os.environ.setdefault(name, value)
 
 
-def _check_devices() -> None:
+def check_devices() -> None:
     """Raises BadInput when this node has GPUs, but fewer than ranks: they would share one, or fail for want of it."""
     ranks, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if 0 < devices < ranks:
@@ -89,7 +90,7 @@ def _check_devices() -> None:
         )
 
 
-def _remove_stale_locks() -> None:
+def remove_stale_locks() -> None:
     """Remove locks that a killed run left on DeepSpeed's C++ operators: every later run would wait for ever.
 
     A lock is stale when no process of this machine has it open. Where other machines may share the folder, or /proc
@@ -126,9 +127,9 @@ def start(deepspeed_config: dict[str, Any] | None, precision: str, timeout_minut
     plugin, handlers = None, []
     if deepspeed_config is not None:
         _stand_alone(expected)
-        _check_devices()
+        check_devices()
         if os.environ.get("LOCAL_RANK") == "0":
-            _remove_stale_locks()
+            remove_stale_locks()
         # Without it DeepSpeed's shared-memory collectives on CPU stay off.
         os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
         # The dictionary is complete; a launcher's file or fields would only contradict it.
@@ -144,7 +145,7 @@ def start(deepspeed_config: dict[str, Any] | None, precision: str, timeout_minut
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
     try:
         accelerator = _accelerator(deepspeed_config, plugin, handlers)
-    except (ValueError, ImportError) as error:  # of variables of the environment that accelerate reads itself
+    except (ValueError, ImportError, NotImplementedError) as error:  # of variables that accelerate reads itself
         raise BadInput(f"accelerate cannot start with this environment: {error}") from None
     if accelerator.num_processes != expected:
         raise LostRank(
@@ -196,6 +197,24 @@ def any_rank(flags: Sequence[bool]) -> list[bool]:
     counts = torch.tensor([int(flag) for flag in flags], device=device)
     dist.all_reduce(counts)
     return [count > 0 for count in counts.tolist()]
+
+
+def all_reduce_rate(
+    all_reduce: Callable[[torch.Tensor], object], tensor: torch.Tensor, ranks: int, repeats: int = 4
+) -> float:
+    """Bytes/s that each rank sends: 2 (N - 1) / N of the tensor (Thakur 2005), over the best of several times.
+
+    Collective: every rank calls it with a tensor of the same shape, whose values are then sums.
+    """
+    wait = torch.cuda.synchronize if tensor.is_cuda else lambda: None
+    best = math.inf
+    for _ in range(repeats):
+        wait()
+        start = time.perf_counter()
+        all_reduce(tensor)
+        wait()
+        best = min(best, time.perf_counter() - start)
+    return 2 * (ranks - 1) / ranks * tensor.numel() * tensor.element_size() / best
 
 
 def rank_and_world_size() -> tuple[int, int]:

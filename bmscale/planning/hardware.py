@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 from bmscale.config import suggest
 from bmscale.data.workers import cores
@@ -313,27 +314,24 @@ def _wait(device: object) -> Callable[[], object]:
 
 
 def _all_reduce_rate(ranks: int, cuda: bool, seconds: float) -> float:
-    """Bytes/s that each rank sends: 2 (N - 1) / N of the tensor in an all-reduce (Thakur 2005)."""
+    """Bytes/s that each rank sends in an all-reduce."""
     import torch
 
-    share = 2 * (ranks - 1) / ranks
     if cuda:
+        share = 2 * (ranks - 1) / ranks
         tensors = [torch.ones(2**26, device=f"cuda:{index}") for index in range(ranks)]
         return _rate(lambda: torch.cuda.nccl.all_reduce(tensors), share * 4 * 2**26, seconds, torch.cuda.synchronize)
     import torch.distributed as dist
 
+    from bmscale.engine.process_group import all_reduce_rate
+
     ranks = min(ranks, 4)  # threads, one a rank: more of them measure the memory and not the links
-    share, store, count = 2 * (ranks - 1) / ranks, dist.HashStore(), 2**22
+    store = dist.HashStore()
     rates: list[float] = [0.0] * ranks
 
     def rank(index: int) -> None:
-        group = dist.ProcessGroupGloo(store, index, ranks, timedelta(seconds=60))
-        tensor, best = torch.ones(count), float("inf")
-        for _ in range(4):
-            start = time.perf_counter()
-            group.allreduce([tensor]).wait()  # type: ignore[attr-defined]
-            best = min(best, time.perf_counter() - start)
-        rates[index] = share * 4 * count / best
+        group: Any = dist.ProcessGroupGloo(store, index, ranks, timedelta(seconds=60))
+        rates[index] = all_reduce_rate(lambda tensor: group.allreduce([tensor]).wait(), torch.ones(2**22), ranks)
 
     threads = [threading.Thread(target=rank, args=(index,)) for index in range(ranks)]
     for thread in threads:

@@ -87,7 +87,7 @@ def troubled(kind: str, loss_function: LossFunction, model: torch.nn.Module, bat
 
 def snapshot(engine: Engine) -> dict[Any, Any]:
     """All of this rank that a step changes: masters, moments, running mean, and how many steps Adam counts."""
-    counts = {index: float(state["step"]) for index, state in enumerate(engine._base_optimizer.state.values())}
+    counts = {index: float(state["step"]) for index, state in enumerate(engine.adam.state.values())}
     return {(piece.name, piece.kind): piece.values.numpy().tobytes() for piece in engine.pieces()} | counts
 
 

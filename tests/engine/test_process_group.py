@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bmscale.engine.process_group import _remove_stale_locks, launched_world_size
+from bmscale.engine.process_group import launched_world_size, remove_stale_locks
 from bmscale.errors import BadInput
 
 
@@ -49,7 +49,7 @@ def test_locks_of_killed_runs_are_removed(tmp_path, monkeypatch, caplog):
     for lock in (stale, held):
         os.utime(lock, (time.time() - 30, time.time() - 30))
     with held.open():
-        _remove_stale_locks()
+        remove_stale_locks()
     assert not stale.exists()
     assert held.exists()
     assert fresh.exists()
