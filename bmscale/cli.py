@@ -146,6 +146,9 @@ def _add_train(commands: Commands) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="check experiment, data and disk, print the run folder, write nothing"
     )
+    parser.add_argument(
+        "--unchecked", action="store_true", help="train also what by `bmscale plan` cannot fit in memory or on the disk"
+    )
 
 
 def _add_new_schedule(parser: argparse.ArgumentParser) -> None:
@@ -166,12 +169,20 @@ def _train(options: argparse.Namespace) -> int:
         preflight.check(experiment, new_schedule=options.new_schedule)
         print(experiment.run_folder.path)
         return 0
+    from bmscale.cluster import preflight
     from bmscale.evaluation.report import write_report_or_warn
+    from bmscale.planning.check import check
     from bmscale.training import ending, record
     from bmscale.training.train import train
 
+    def checked() -> ending.Ending:
+        if not options.unchecked:
+            preflight.check_room(experiment)
+            check(experiment)
+        return train(experiment, new_schedule=options.new_schedule)
+
     run = experiment.run_folder
-    ended = ending.of(run, lambda: train(experiment, new_schedule=options.new_schedule))
+    ended = ending.of(run, checked)
     if os.environ.get("RANK", "0") == "0":
         write_report_or_warn(run)
         if ended.kind == "done":

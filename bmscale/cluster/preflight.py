@@ -37,7 +37,7 @@ def check_room(experiment: Experiment) -> None:
     training, run = experiment.training, experiment.run_folder
     shape = experiment.model.build(experiment.data.tokenizer.vocabulary_size, Inheritance.of(experiment).config)
     parameters = count_parameters(shape).total
-    there = len(list_states(run.states))
+    there = len(list_states(run.states)) if run.states.is_dir() else 0
     to_come = max(1, training.keep_states + 1 - there)
     state_bytes = parameters * (12 if training.ema_decay is None else 16)
     needed = to_come * state_bytes + 2 * 4 * parameters

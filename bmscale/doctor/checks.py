@@ -120,7 +120,7 @@ class Checks:
         found = f"{rate / 1e9:.3g} GB/s sent by each of {ranks} ranks, {gib(4 * tensor.numel())} at a time"
         card = hardware.of_device(self.engine.device_name)
         if card is not None:
-            usual = card.network if ranks > machine.local_ranks(self.environment) else card.link
+            usual = card.network if ranks > process_group.local_ranks(self.environment) else card.link
             if rate < SLOW * usual:
                 found += f"; the links of {card.name} have {usual / 1e9:.3g}"
                 advice = "NCCL_DEBUG=INFO says which links are used; NCCL_SOCKET_IFNAME, NCCL_IB_HCA choose others"

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
-import torch
-
 from bmscale.cluster import preflight
 from bmscale.data.steps import Plan
 from bmscale.doctor import machine
@@ -14,10 +12,8 @@ from bmscale.engine.deepspeed_config import DeepSpeedFile
 from bmscale.engine.trackers import choose_trackers
 from bmscale.errors import BadInput
 from bmscale.experiment import Experiment
-from bmscale.model.config import TransformerConfig, is_classifier
-from bmscale.planning import hardware, plan
-from bmscale.planning.workload import Workload
-from bmscale.planning.zero import Zero
+from bmscale.model.config import TransformerConfig
+from bmscale.planning import check
 from bmscale.training.step_data import TrainingData
 from bmscale.training.train import planned
 
@@ -70,9 +66,6 @@ def check_room(experiment: Experiment) -> Finding:
     return finding
 
 
-# -- memory ----------------------------------------------------------------------------------------------------------
-
-
 def check_need(
     experiment: Experiment, file: DeepSpeedFile | None, environment: Mapping[str, str], world_size: int
 ) -> Finding:
@@ -80,43 +73,13 @@ def check_need(
 
     A prediction: it fails only where the whole machine would not do, and otherwise warns.
     """
-    on_cpu, training = not torch.cuda.is_available(), experiment.training
-    workload = Workload.of(experiment, on_cpu=on_cpu)
-    zero = Zero.from_json(file.values) if file else Zero(0)
-    slots = workload.source + workload.target + is_classifier(workload.config)
-    rows = min(plan.MOST_ROWS, max(1, training.max_micro_batch_tokens // slots))
-    rows = min(rows, -(-workload.rows_per_step // world_size))
-    whole, free = (_machine(environment, world_size, free=free) for free in (False, True))
-    again = training.activation_checkpointing
     try:
-        way = plan.assess(workload, zero, whole, rows, again)
-        if way.lacks is None:
-            lacks_now = plan.assess(workload, zero, free, rows, again).lacks
-            device = "" if on_cpu else f"{plan.gib(way.memory.accelerator.total)} of the GPU and "
-            found = f"a rank takes about {device}{plan.gib(way.memory.host)} of RAM"
-            if lacks_now is None:
-                return Finding("memory need", "ok", found)
-            advice = "end what holds it, or lower training.max_micro_batch_tokens"
-            return Finding("memory need", "warn", f"{lacks_now} free at the moment", advice)
-        smaller = plan.search(workload, zero, whole, again, hardware.CALIBRATION)
-        if smaller.lacks is None:
-            advice = f"training.max_micro_batch_tokens={workload.slots(smaller.rows)}"
-        else:
-            other = plan.make(workload, whole)
-            advice = other.chosen.describe() if other.chosen else f"one of: {'; '.join(other.remedies)}"
-        return Finding("memory need", "fail", f"{experiment.name} {way.lacks}", f"what fits: {advice}")
+        need = check.need(experiment, file, environment, world_size)
     except BadInput as error:  # fewer rows in a step than ranks: training goes on, and ranks are idle
         return Finding("memory need", "warn", str(error))
-
-
-def _machine(environment: Mapping[str, str], world_size: int, *, free: bool) -> hardware.Machine:
-    """The nodes that were launched, each as this one; `free` counts the memory that is free at the moment."""
-    ranks = machine.local_ranks(environment)
-    ram = machine.free_memory() if free else hardware.host_memory()
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        card = hardware.of_device(name) or replace(hardware.ACCELERATORS["h100"], name=name)
-        card = replace(card, memory=torch.cuda.mem_get_info()[0 if free else 1])
-    else:
-        card = replace(hardware.ACCELERATORS["cpu"], memory=ram / ranks)
-    return hardware.Machine(card, ranks, -(-world_size // ranks), ram, card.nvme, card.nvme_bandwidth)
+    if need.way.lacks is not None:
+        return Finding("memory need", "fail", f"{experiment.name} {need.way.lacks}", f"what fits: {need.advice}")
+    if need.lacks_now is not None:
+        advice = "end what holds it, or lower training.max_micro_batch_tokens"
+        return Finding("memory need", "warn", f"{need.lacks_now} free at the moment", advice)
+    return Finding("memory need", "ok", need.found)

@@ -18,7 +18,8 @@ from bmscale.data.workers import cores
 from bmscale.doctor.findings import Finding, Status
 from bmscale.engine import operators, process_group
 from bmscale.engine.deepspeed_config import DeepSpeedFile
-from bmscale.planning.hardware import host_memory
+from bmscale.engine.process_group import local_ranks
+from bmscale.planning.hardware import free_memory, host_memory
 from bmscale.planning.plan import gib
 
 MIB, GIB = 2**20, 2**30
@@ -33,11 +34,6 @@ SHARED_BUFFER = 67 * 10**6
 USUAL_PORT = 29500
 """Of launch/multi_node.yaml, accelerate and torchrun."""
 SHARED_SYSTEMS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "cephfs", "ceph", "fuse.sshfs", "smbfs", "cifs")
-
-
-def local_ranks(environment: Mapping[str, str]) -> int:
-    """Ranks of this machine; of a number that is none `check_launcher` tells."""
-    return number(environment, "LOCAL_WORLD_SIZE")
 
 
 def number(environment: Mapping[str, str], name: str, least: int = 1) -> int:
@@ -237,26 +233,6 @@ def check_memory(environment: Mapping[str, str]) -> Finding:
     status: Status = "warn" if free < ranks * LITTLE_MEMORY else "ok"
     advice = f"end what holds it, or ask for more: {gib(ranks * LITTLE_MEMORY)} are little for {ranks} rank(s)"
     return Finding("memory", status, found, advice if status == "warn" else "")
-
-
-def free_memory(proc: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes of RAM that this process may still take; a container or a job may have a limit below the machine's."""
-    free = host_memory()
-    try:
-        lines = dict(line.split(":", 1) for line in proc.read_text().splitlines())
-        free = float(lines["MemAvailable"].split()[0]) * 1024
-        own = Path("/proc/self/cgroup").read_text().strip().rsplit(":", 1)[-1].lstrip("/")
-    except (OSError, ValueError, KeyError):  # not Linux
-        return free
-    for folder in (groups, *(groups / part for part in [Path(own), *Path(own).parents])):
-        try:
-            limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
-            rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            # Pages of files that nobody reads count as used, and go when memory is wanted.
-            free = min(free, max(0, limit - used + int(rows.get("inactive_file", 0))))
-        except (OSError, ValueError):  # no such level, or no limit: max
-            continue
-    return free
 
 
 # -- disk and network ------------------------------------------------------------------------------------------------

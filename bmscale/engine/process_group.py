@@ -33,6 +33,12 @@ log = logging.getLogger("bmscale")
 STALE_LOCK_SECONDS = 900
 
 
+def local_ranks(environment: Mapping[str, str]) -> int:
+    """How many of the ranks run on this machine; of a number that is none `launched_world_size` tells."""
+    given = environment.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(given)) if given.isdigit() else 1
+
+
 def launched_world_size(environment: Mapping[str, str]) -> int:
     """How many ranks the launcher started; 1 without a launcher.
 

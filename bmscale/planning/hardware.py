@@ -7,9 +7,10 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from bmscale.config import suggest
@@ -266,9 +267,39 @@ def measure(seconds: float = 0.3) -> Machine:
     return Machine(accelerator, gpus, 1, host_memory(), shutil.disk_usage(".").free, base.nvme_bandwidth)
 
 
-def host_memory() -> float:
-    """Bytes of RAM that this machine has."""
-    return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+def host_memory(groups: Path = _GROUPS) -> float:
+    """Bytes of RAM that this machine has, or that a container or a job may take of it."""
+    physical = float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *(limit for limit, _ in _limits(groups))])
+
+
+def free_memory(proc: Path = Path("/proc/meminfo"), groups: Path = _GROUPS) -> float:
+    """Bytes of RAM that this process may still take."""
+    try:
+        lines = dict(line.split(":", 1) for line in proc.read_text().splitlines())
+        free = float(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):  # not Linux
+        return host_memory(groups)
+    return min([free, *(max(0.0, limit - used) for limit, used in _limits(groups))])
+
+
+def _limits(groups: Path) -> Iterator[tuple[float, float]]:
+    """(bytes that may be taken, bytes taken) of each control group (version 2) of this process that has a limit."""
+    try:
+        own = Path(Path("/proc/self/cgroup").read_text().strip().rsplit(":", 1)[-1].lstrip("/"))
+    except OSError:  # not Linux
+        return
+    for folder in (groups, *(groups / part for part in [own, *own.parents])):
+        try:
+            limit, used = (float((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+            rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no such level, or no limit: max
+            continue
+        # Pages of files that nobody reads count as used, and go when memory is wanted.
+        yield limit, used - int(rows.get("inactive_file", 0))
 
 
 def of_device(name: str) -> Accelerator | None:

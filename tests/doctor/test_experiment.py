@@ -65,7 +65,7 @@ TEXT = ["training.precision=bf16", "model.size=300m"]
 )
 def test_memory_that_a_rank_will_take(here, monkeypatch, overrides, ram, free, status, said):
     monkeypatch.setattr(hardware, "host_memory", lambda: ram * GIB)
-    monkeypatch.setattr(asked.machine, "free_memory", lambda: free * GIB)
+    monkeypatch.setattr(hardware, "free_memory", lambda: free * GIB)
     experiment = read_experiment("toy-text", [*TEXT, *overrides])
     found = asked.check_need(experiment, deepspeed_config.read("zero2"), {"LOCAL_WORLD_SIZE": "2"}, 2)
     assert found.status == status

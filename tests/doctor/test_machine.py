@@ -209,17 +209,6 @@ def test_a_driver_and_no_gpu(monkeypatch):
     assert machine.check_accelerator({"CUDA_VISIBLE_DEVICES": ""}).status == "ok"
 
 
-def test_memory_of_a_job_with_a_limit(tmp_path):
-    (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {8 * 2**20} kB\n")
-    assert machine.free_memory(tmp_path / "meminfo", tmp_path) == 8 * GIB
-    (tmp_path / "memory.max").write_text(f"{4 * GIB}\n")
-    (tmp_path / "memory.current").write_text(f"{3 * GIB}\n")
-    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {GIB}\n")
-    assert machine.free_memory(tmp_path / "meminfo", tmp_path) == 2 * GIB
-    (tmp_path / "memory.max").write_text("max\n")
-    assert machine.free_memory(tmp_path / "meminfo", tmp_path) == 8 * GIB
-
-
 def test_little_memory_is_a_warning(monkeypatch):
     monkeypatch.setattr(machine, "free_memory", lambda: 3 * GIB)
     assert machine.check_memory({}).status == "ok"

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from bmscale.errors import BadInput
-from bmscale.planning.hardware import ACCELERATORS, GIB, Machine, find_accelerator, measure
+from bmscale.planning.hardware import ACCELERATORS, GIB, Machine, find_accelerator, free_memory, host_memory, measure
 
 
 def test_every_figure_is_there_and_has_a_source():
@@ -49,3 +49,15 @@ def test_this_machine_is_measured():
     for rate in (card.bf16, card.fp32, card.bandwidth, card.link):
         assert 1e6 < rate < 1e16
     assert card.memory * machine.gpus <= 1.001 * machine.host_memory or not card.is_cpu
+
+
+def test_memory_of_a_job_with_a_limit(tmp_path):
+    (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {8 * 2**20} kB\n")
+    assert free_memory(tmp_path / "meminfo", tmp_path) == 8 * 2**30
+    (tmp_path / "memory.max").write_text(f"{4 * 2**30}\n")
+    (tmp_path / "memory.current").write_text(f"{3 * 2**30}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {2**30}\n")
+    assert free_memory(tmp_path / "meminfo", tmp_path) == 2 * 2**30
+    assert host_memory(tmp_path) == 4 * 2**30
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory(tmp_path / "meminfo", tmp_path) == 8 * 2**30
