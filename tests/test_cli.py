@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from bmscale.cli import CHECKPOINT_ACTIONS, main
+from bmscale.cli import main
+from bmscale.commands.training import CHECKPOINT_ACTIONS
 
 
 def test_each_action_of_checkpoint_has_its_line(capsys):

@@ -20,6 +20,7 @@ FLOORS = [
     {"planning"},
     {"training", "cluster"},
     {"benchmark", "doctor"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]
