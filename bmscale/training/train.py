@@ -10,6 +10,7 @@
 import logging
 import math
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,8 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
     training, run = experiment.training, experiment.run_folder
     data, plan, total_steps, inherited, config, identity = planned(experiment, new_schedule=new_schedule)
     trackers = choose_trackers(training.trackers)
-    engine = Engine(training)
-    with Signals(run, engine.rank) as signals:
+    engine = Engine(training, run.path)
+    with Signals(run, engine.rank) as signals, closing(engine):
         lock.take(run)
         # Again, now that nobody else can change the folder: another start may have made the run in between.
         resumes = record.check(run, identity, experiment, total_steps, new_schedule=new_schedule)
