@@ -89,7 +89,9 @@ class Engine:
         self.config = deepspeed_config.complete(self.file, training, world_size, nvme_path) if self.file else None
         # A hang is for the training to find, which knows whose it is; collectives give up after that.
         timeout_minutes = max(30.0, 2 * (training.hang_minutes or 0))
-        self.accelerator = process_group.start(self.config, training.precision, timeout_minutes)
+        self.accelerator = process_group.start(
+            self.config, training.precision, timeout_minutes, save_memory=self._disk is not None
+        )
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
         self._names: dict[str, nn.Parameter] = {}
