@@ -211,10 +211,17 @@ def _offloaded(workload: Workload, zero: Zero, ranks: int, micro_batches: int) -
     elif zero.optimizer == "nvme":
         disk += (4 + moments + 4) * own
         # Gradients stay in RAM; a sub-group's states pass through buffers.
-        ram += 4 * own + (8 + moments) * min(own, zero.sub_group)
+        ram += 4 * own + (8 + moments) * _largest_group(workload, zero, ranks)
     if zero.parameters == "cpu":
         ram += weight * own
     elif zero.parameters == "nvme":
-        disk += weight * own
-        ram += 4 * weight * min(own, zero.buffer)
+        # A tied head is written before it is tied.
+        disk += weight * (own + (workload.table / ranks if workload.config.tie_word_embeddings else 0))
+        # Buffers that weights are read into, and one from which those of a sub-group are written.
+        ram += weight * (4 * min(own, zero.buffer) + _largest_group(workload, zero, ranks))
     return ram, disk
+
+
+def _largest_group(workload: Workload, zero: Zero, ranks: int) -> float:
+    """Elements of a rank that stage 3 steps together at the most: parameters are added until there are enough."""
+    return min(workload.parameters / ranks, max(zero.sub_group + workload.block_matrix / ranks, workload.table / ranks))
