@@ -14,6 +14,8 @@ from bmscale.planning.workload import Workload
 from bmscale.planning.zero import Zero
 
 _LOGITS_PER_CHUNK = 2**24  # model/loss.py
+_MODEL_FILE = 2 * 2**30  # model/folder.py
+_STATE_FILE = 2**28  # training/checkpoint.py
 _ALL_REDUCE = 500_000_000
 """Elements of gradients that stage 0 flattens at a time (deepspeed/runtime/engine.py, allreduce_gradients)."""
 
@@ -96,9 +98,11 @@ def estimate(
     ram, nvme = _offloaded(workload, zero, ranks, micro_batches)
     # Below stage 3 a rank first makes the whole model in RAM, in fp32.
     built = 4.0 * (workload.parameters if zero.stage < 3 else workload.largest_matrix)
+    written = ram + _writing(workload, zero, machine)
     if on_cpu:
-        return Memory(accelerator, max(accelerator.total + ram, context + built), nvme)
-    return Memory(accelerator, calibration.interpreter + max(ram, built), nvme)
+        still = sum(states.values()) + buffers + context
+        return Memory(accelerator, max(accelerator.total + ram, still + written, context + built), nvme)
+    return Memory(accelerator, calibration.interpreter + max(written, built), nvme)
 
 
 def weight_bytes(workload: Workload, zero: Zero) -> int:
@@ -197,6 +201,17 @@ def _loss(workload: Workload, zero: Zero, rows: int) -> tuple[float, float, floa
     # A tied head's gradient waits for that of the embedding.
     tied = (2 if workload.config.tie_word_embeddings else 0) * table * weight_bytes(workload, zero)
     return forward, backward, states + tied
+
+
+def _writing(workload: Workload, zero: Zero, machine: Machine) -> float:
+    """RAM of a rank to write a model or a training state, or for a sub-group's first moments before they go to disk."""
+    count, largest = workload.parameters, workload.largest_matrix
+    # Rank 0 holds a file of a model, and a parameter as it is gathered and as it is copied.
+    model = (min(_MODEL_FILE, 4 * count) + 8 * largest) / machine.gpus
+    piece = largest / (machine.world_size if zero.stage else 1)
+    state = 2 * min(_STATE_FILE + 12 * piece, 12 * count)
+    first = 8 * _largest_group(workload, zero, machine.world_size) if zero.optimizer == "nvme" else 0.0
+    return max(model, state, first)
 
 
 def _offloaded(workload: Workload, zero: Zero, ranks: int, micro_batches: int) -> tuple[float, float]:

@@ -497,6 +497,7 @@ class _Loop:
         written = self.models.write(self.run.last, standing, result)
         if self.experiment.training.ema_decay is not None and standing.optimizer_step:
             written = self.models.write(self.run.running_mean, standing, result, kind=AVERAGE) and written
+        self.at("saving", standing.data_step)
         if not (written and self.states.save(standing.with_(finished=True), wait=True)):
             raise BmscaleError(
                 f"{self.run.path}: trained to its end, but the result could not be written; make room, or mend "
