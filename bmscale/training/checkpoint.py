@@ -309,7 +309,7 @@ def _serialized(tensors: Mapping[str, torch.Tensor]) -> bytes:
         entries[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % 8)  # so that the data is aligned
-    return b"".join([len(header).to_bytes(8, "little"), header, *(tensor.numpy() for tensor in tensors.values())])
+    return b"".join([len(header).to_bytes(8, "little"), header, *(tensor.numpy().data for tensor in tensors.values())])
 
 
 def _check_cover(pieces: Mapping[str, list[PieceRecord]], shapes: Mapping[str, torch.Size]) -> None:
