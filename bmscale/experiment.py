@@ -184,6 +184,9 @@ class TrainingConfig(Config):
     deepspeed: str | None = None
     """A DeepSpeed configuration: a name of ds_configs (zero2), a file, or `none`. Null: what the launcher names, else
     zero2 for more than one rank, else no DeepSpeed."""
+    offload_folder: LocalPath | None = None
+    """Where states lie that DeepSpeed offloads to `nvme`: a folder that is there, on a fast disk of each node;
+    $VARIABLES are put in there. Null: nvme_path of the DeepSpeed file, else RUN/offload."""
     trackers: list[str] | None = None
     """Where metrics go besides metrics.jsonl: names that Accelerate knows, such as tensorboard, wandb, mlflow. Null is
     tensorboard where it is installed; [] is none."""

@@ -26,7 +26,10 @@ def add_plan(commands: Commands) -> None:
     parser.add_argument("--ram-gib", type=float, metavar="GIB", help="RAM of a node (default: of the usual node)")
     parser.add_argument("--nvme-gib", type=float, metavar="GIB", help="local disk of a node; 0 is none")
     parser.add_argument(
-        "--this-machine", action="store_true", help="measure this machine, which is done where no other is described"
+        "--this-machine",
+        action="store_true",
+        help="measure this machine, which is done where no other is described; --gpus, --ram-gib and --nvme-gib take "
+        "less of it",
     )
     parser.add_argument("--target-tokens", metavar="10Gt", help="what it costs (default: training.max_steps)")
     parser.add_argument("--price", type=float, metavar="X", help="of an accelerator hour, in any unit")
@@ -38,22 +41,22 @@ def add_plan(commands: Commands) -> None:
 def _plan(options: argparse.Namespace) -> int:
     from bmscale.cluster.submit import fill_in
     from bmscale.experiment import read_experiment
-    from bmscale.planning import charts, files, hardware, plan, table
+    from bmscale.planning import charts, disk, files, hardware, plan, table
     from bmscale.planning.workload import Workload
 
     experiment = read_experiment(options.config, options.overrides)
     if options.plot:
         charts.check_path(Path(options.plot))
     tokens = plan.parse_tokens(options.target_tokens) if options.target_tokens else None
-    described = [getattr(options, name) for name in ("gpu", "gpus", "nodes", "ram_gib", "nvme_gib")]
-    if any(value is not None for value in described):
-        if options.this_machine:
-            raise BadInput("--this-machine: must stand without --gpu, --gpus, --nodes, --ram-gib, --nvme-gib; got both")
-        gpu, gpus, nodes, ram, nvme = described
+    gpu, gpus, nodes, ram, nvme = (getattr(options, name) for name in ("gpu", "gpus", "nodes", "ram_gib", "nvme_gib"))
+    if options.this_machine and not (gpu is None and nodes is None):
+        raise BadInput("--this-machine: must stand without --gpu and --nodes; got both")
+    if options.this_machine or all(value is None for value in (gpu, gpus, nodes, ram, nvme)):
+        place = disk.place(experiment.training.offload_folder, experiment.run_folder.path)
+        machine = hardware.measure(ranks=gpus, folder=place).with_sizes(ram, nvme)
+    else:
         card = hardware.find_accelerator(gpu or "h100")
         machine = hardware.Machine.of(card, gpus, 1 if nodes is None else nodes, ram_gib=ram, nvme_gib=nvme)
-    else:
-        machine = hardware.measure()
     found = plan.make(Workload.of(experiment, on_cpu=machine.accelerator.is_cpu), machine)
     if tokens is None and experiment.training.max_steps is not None:
         tokens = experiment.training.max_steps * found.ways[0].step.tokens

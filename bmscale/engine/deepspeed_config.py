@@ -36,8 +36,23 @@ class DeepSpeedFile:
 
     def offloads(self, what: str) -> bool:
         """Whether `optimizer` or `param` states live outside the accelerator."""
-        section = self.values["zero_optimization"].get(f"offload_{what}") or {}
-        return section.get("device", "none") != "none"
+        return self._device(what) != "none"
+
+    @property
+    def on_disk(self) -> tuple[str, ...]:
+        """Which of `optimizer` and `param` states lie on disk (`nvme`)."""
+        return tuple(what for what in ("optimizer", "param") if self._device(what) == "nvme")
+
+    @property
+    def nvme_path(self) -> str | None:
+        """Where the file wants them, None where it does not say."""
+        return next((path for what in self.on_disk if (path := self._offload(what).get("nvme_path"))), None)
+
+    def _device(self, what: str) -> str:
+        return str(self._offload(what).get("device", "none"))
+
+    def _offload(self, what: str) -> dict[str, Any]:
+        return self.values["zero_optimization"].get(f"offload_{what}") or {}
 
 
 def choose(experiment_choice: str | None, environment: Mapping[str, str], world_size: int) -> str | None:
@@ -134,8 +149,10 @@ def settle_deepspeed() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 
-def complete(file: DeepSpeedFile, training: TrainingConfig, world_size: int) -> dict[str, Any]:
-    """The dictionary for DeepSpeed: the file plus everything that the experiment decides.
+def complete(
+    file: DeepSpeedFile, training: TrainingConfig, world_size: int, nvme_path: Path | None = None
+) -> dict[str, Any]:
+    """The dictionary for DeepSpeed: the file plus everything that the experiment decides, and where `nvme` is.
 
     Micro-batch 1 and accumulation 1 are formal values: the engine hands over loss and accumulation boundary itself
     (see `engine.Engine.train_step`). Raises BadInput when the file contradicts the experiment.
@@ -168,6 +185,8 @@ def complete(file: DeepSpeedFile, training: TrainingConfig, world_size: int) -> 
     if bf16:
         config["bf16"].setdefault("check_grad_overflow", True)  # else ZeRO-2 takes a non-finite step and is poisoned
         config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+    for what in file.on_disk:
+        config["zero_optimization"][f"offload_{what}"]["nvme_path"] = str(nvme_path)
     config["zero_allow_untested_optimizer"] = True
     # Under offload Accelerate would put DeepSpeed's CPU Adam in place of ours. That one multiplies its bias correction
     # up from step to step in memory of its own, which no state holds: a resumed run would differ in the last bits.

@@ -12,12 +12,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from bmscale.engine import deepspeed_config, process_group
+from bmscale.engine.disk import Disk
+from bmscale.engine.sub_groups import SubGroups
 from bmscale.experiment import TrainingConfig
 from bmscale.model.loss import LossSums
 
@@ -72,20 +75,28 @@ class StepOutcome:
 class Engine:
     """A model and its AdamW on the ranks of one process group."""
 
-    def __init__(self, training: TrainingConfig) -> None:
-        """Start the process group with the ZeRO stage that launcher or experiment choose. Raises BadInput, LostRank."""
+    def __init__(self, training: TrainingConfig, run_folder: Path = Path()) -> None:
+        """Start the process group with the ZeRO stage that launcher or experiment choose. Raises BadInput, LostRank.
+
+        Where that keeps states on disk, they lie in `run_folder` unless another place is named.
+        """
         world_size = process_group.launched_world_size(os.environ)
         choice = deepspeed_config.choose(training.deepspeed, os.environ, world_size)
         self.file = deepspeed_config.read(choice) if choice else None
         self.training = training
-        self.config = deepspeed_config.complete(self.file, training, world_size) if self.file else None
+        self._disk = Disk(self.file, training, run_folder) if self.file and self.file.on_disk else None
+        nvme_path = None if self._disk is None else self._disk.folder
+        self.config = deepspeed_config.complete(self.file, training, world_size, nvme_path) if self.file else None
         # A hang is for the training to find, which knows whose it is; collectives give up after that.
         timeout_minutes = max(30.0, 2 * (training.hang_minutes or 0))
-        self.accelerator = process_group.start(self.config, training.precision, timeout_minutes)
+        self.accelerator = process_group.start(
+            self.config, training.precision, timeout_minutes, save_memory=self._disk is not None
+        )
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
         self._names: dict[str, nn.Parameter] = {}
         self._keepers: dict[str, int] = {}
+        self._groups: SubGroups | None = None
         self.moved: Callable[[], None] = lambda: None
         """Called with each forward of the model and each parameter that is read: long work comes forward."""
         # Without DeepSpeed the module itself, else DeepSpeed's engine around it, which has no types.
@@ -132,6 +143,9 @@ class Engine:
         Every stage starts from the same weights: each parameter's first value is a function of its name and shape.
         (ZeRO 1 to 3 in bf16 round it to bf16 first, since they make their fp32 masters of bf16 weights.)
         """
+        if self._disk is not None:
+            with torch.device("meta"):
+                self._disk.prepare(make_model(), self.training.precision)
         with self._construction():
             model: Any = make_model()
         for name, parameter in model.named_parameters():
@@ -145,6 +159,7 @@ class Engine:
             model, optimizer = self.accelerator.prepare(model, optimizer)
         self.wrapped, self.optimizer = model, optimizer
         self.module: nn.Module = model.module if self.file else model
+        self._groups = SubGroups(model.optimizer) if self.partitioned else None
         self.module.register_forward_pre_hook(lambda *_: self.moved())
         self._names = dict(self.module.named_parameters())
         self._keepers = _even_shares(self.shapes(), self.world_size)
@@ -329,9 +344,17 @@ class Engine:
         """
         if kind != "master":
             self._link_moments()
-        for name, parameter in self._names.items():
-            self.moved()
-            yield name, self._read(parameter, kind)
+        for name in self._in_turn():
+            yield name, self._read(self._names[name], kind)
+
+    def _in_turn(self) -> Iterator[str]:
+        """The names of all parameters, each at a time when its master and moments are in memory."""
+        groups = self._groups.members(self._names) if self._groups else [list(self._names)]
+        for group, names in enumerate(groups):
+            with self._groups.in_memory(group) if self._groups else nullcontext():
+                for name in names:
+                    self.moved()
+                    yield name
 
     @property
     def state_kinds(self) -> tuple[str, ...]:
@@ -349,8 +372,8 @@ class Engine:
         collective, and no rank sees more than its own share.
         """
         self._link_moments()
-        for name, parameter in self._names.items():
-            self.moved()
+        for name in self._in_turn():
+            parameter = self._names[name]
             start, count = self._share(name, parameter)
             for kind in self.state_kinds if count else ():
                 # A copy: DeepSpeed gives views of buffers that it uses again.
@@ -372,15 +395,8 @@ class Engine:
 
     def _local(self, parameter: nn.Parameter, kind: str) -> torch.Tensor:
         """This rank's flat part of a parameter, as the optimizer has it (padding of ZeRO-3 included)."""
-        if self.partitioned:
-            from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-
-            local: torch.Tensor = (
-                safe_get_local_fp32_param(parameter)
-                if kind == "master"
-                else safe_get_local_optimizer_state(parameter, kind)
-            )
-            return local
+        if self._groups:
+            return self._groups.local(parameter, kind)
         if self.stage > 0:
             mapping = parameter._hp_mapping  # type: ignore[attr-defined]
             return mapping.get_hp_fragment(None if kind == "master" else kind).view(-1)
@@ -398,7 +414,9 @@ class Engine:
             zero._lazy_init_hp_params_optimizer_state()
 
     def _read(self, parameter: nn.Parameter, kind: str) -> torch.Tensor:
-        if self.stage > 0:
+        if self._groups:
+            value = self._groups.whole(parameter, kind)
+        elif self.stage > 0:
             from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
             value = (
@@ -430,42 +448,32 @@ class Engine:
         """
         empty_step()
         self._link_moments()
-        for name, parameter in self._names.items():
-            start, count = self._share(name, parameter)
-            if self.stage == 0:
-                start, count = 0, parameter.numel()  # every rank has them all
-            for kind in self.state_kinds:
-                if count:
-                    self._set_local(parameter, kind, read(name, kind, start, count))
-        self._masters_to_weights()
+        if self._groups:
+            self._groups.begin_weights()
+            for group, names in enumerate(self._groups.members(self._names)):
+                with self._groups.in_memory(group, modified=True):
+                    for name in names:
+                        self._load_parameter(name, read)
+                    self._groups.to_weights(group)
+            self._groups.finish_weights()
+        else:
+            for name in self._names:
+                self._load_parameter(name, read)
+            if self.stage > 0:  # DeepSpeed's masters are other tensors than the module's weights
+                self.wrapped.optimizer.update_lp_params()
         self._set_step_count(optimizer_step)
 
     @torch.no_grad()
-    def _set_local(self, parameter: nn.Parameter, kind: str, values: torch.Tensor) -> None:
-        if not self.partitioned:
-            self._local(parameter, kind).copy_(values)
-            return
-        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
-        local = self._local(parameter, kind)
-        padded = torch.zeros_like(local)
-        padded[: values.numel()].copy_(values)
-        if kind == "master":
-            safe_set_local_fp32_param(parameter, padded)
-        else:
-            safe_set_local_optimizer_state(parameter, padded, kind)
-
-    @torch.no_grad()
-    def _masters_to_weights(self) -> None:
-        """DeepSpeed's setters leave the module's own weights as they were: make them from the masters. Collective."""
-        if self.partitioned:
-            for parameter in self._names.values():
-                whole = self._read(parameter, "master")
-                with self._whole(parameter, modified=True):
-                    if self.is_main:
-                        parameter.copy_(whole)
-        elif self.stage > 0:
-            self.wrapped.optimizer.update_lp_params()
+    def _load_parameter(self, name: str, read: ReadPiece) -> None:
+        """Set what this rank holds of a parameter's master and moments."""
+        parameter = self._names[name]
+        start, count = self._share(name, parameter)
+        if self.stage == 0:
+            start, count = 0, parameter.numel()  # every rank has them all
+        for kind in self.state_kinds if count else ():
+            local = self._local(parameter, kind)
+            local[:count].copy_(read(name, kind, start, count))
+            local[count:].zero_()  # padding of ZeRO-3
 
     def _set_step_count(self, optimizer_step: int) -> None:
         for state in self.adam.state.values():
@@ -473,6 +481,11 @@ class Engine:
                 state["step"].fill_(optimizer_step)
             elif "step" in state:
                 state["step"] = optimizer_step
+
+    def close(self) -> None:
+        """Remove what states on disk have left there: the engine cannot be used any more. Not collective."""
+        if self._disk is not None:
+            self._disk.remove()
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 

@@ -122,13 +122,18 @@ def _open_files() -> set[str]:
     return found
 
 
-def start(deepspeed_config: dict[str, Any] | None, precision: str, timeout_minutes: float = 30.0) -> Accelerator:
+def start(
+    deepspeed_config: dict[str, Any] | None, precision: str, timeout_minutes: float = 30.0, *, save_memory: bool = False
+) -> Accelerator:
     """Start the process group, through DeepSpeed when a configuration is given.
 
-    Raises LostRank when fewer ranks met than were launched.
+    `save_memory` takes as little of the host's memory as it can, rather than as little time. Raises LostRank when fewer
+    ranks met than were launched.
     """
     expected = launched_world_size(os.environ)
-    if not torch.cuda.is_available():
+    if save_memory:
+        host_memory.give_back()
+    elif not torch.cuda.is_available():
         host_memory.keep()
     plugin, handlers = None, []
     if deepspeed_config is not None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,7 @@ from bmscale.engine.deepspeed_config import DeepSpeedFile
 from bmscale.errors import BadInput
 from bmscale.experiment import Experiment
 from bmscale.model.config import is_classifier
-from bmscale.planning import hardware, plan
+from bmscale.planning import disk, hardware, plan
 from bmscale.planning.plan import Way, gib
 from bmscale.planning.workload import Workload
 from bmscale.planning.zero import Zero
@@ -55,7 +56,7 @@ def need(experiment: Experiment, file: DeepSpeedFile | None, environment: Mappin
     slots = workload.source + workload.target + is_classifier(workload.config)
     rows = min(plan.MOST_ROWS, max(1, training.max_micro_batch_tokens // slots))
     rows = min(rows, -(-workload.rows_per_step // world_size))
-    whole, free = (_machine(environment, world_size, free=free) for free in (False, True))
+    whole, free = (_machine(experiment, environment, world_size, free=free) for free in (False, True))
     again = training.activation_checkpointing
     way = plan.assess(workload, zero, whole, rows, again)
     if way.lacks is None:
@@ -93,7 +94,9 @@ def check(experiment: Experiment, environment: Mapping[str, str] = os.environ) -
         log.warning("may not fit: it %s%s", found.lacks_now, "" if found.way.lacks else " at the moment")
 
 
-def _machine(environment: Mapping[str, str], world_size: int, *, free: bool) -> hardware.Machine:
+def _machine(
+    experiment: Experiment, environment: Mapping[str, str], world_size: int, *, free: bool
+) -> hardware.Machine:
     """The nodes that were launched, each as this one; `free` counts the memory that is free at the moment."""
     ranks = process_group.local_ranks(environment)
     ram = hardware.free_memory() if free else hardware.host_memory()
@@ -103,4 +106,5 @@ def _machine(environment: Mapping[str, str], world_size: int, *, free: bool) -> 
         card = replace(card, memory=torch.cuda.mem_get_info()[0 if free else 1])
     else:
         card = replace(hardware.ACCELERATORS["cpu"], memory=ram / ranks)
-    return hardware.Machine(card, ranks, -(-world_size // ranks), ram, card.nvme, card.nvme_bandwidth)
+    room = shutil.disk_usage(disk.place(experiment.training.offload_folder, experiment.run_folder.path)).free
+    return hardware.Machine(card, ranks, -(-world_size // ranks), ram, room, card.nvme_bandwidth)

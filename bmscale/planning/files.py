@@ -22,7 +22,7 @@ def overrides(plan: Plan, way: Way, folder: Path) -> list[str]:
 def contents(plan: Plan, way: Way, folder: Path) -> dict[str, str]:
     """The files by name."""
     words = overrides(plan, way, folder)
-    deepspeed = way.zero.to_json(str((folder / "nvme").absolute()))
+    deepspeed = way.zero.to_json()
     return {
         OVERRIDES: "\n".join(words) + "\n",
         DEEPSPEED: json.dumps(deepspeed, indent=2) + "\n",

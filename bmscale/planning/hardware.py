@@ -4,7 +4,6 @@ Peaks are dense, without sparsity. bf16 is fp16 where the card has no bf16. Band
 """
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 from bmscale.config import suggest
 from bmscale.data.workers import cores
 from bmscale.errors import BadInput
+from bmscale.planning import disk
 
 GIB = 2**30
 TERA, GIGA = 1e12, 1e9
@@ -154,7 +154,9 @@ class Machine:
     nvme: float
     """Bytes of disk of a node that states and offloaded tensors may take."""
     nvme_bandwidth: float
-    """Bytes/s of that disk, a node."""
+    """Bytes/s of that disk, a node, over as much reading as writing."""
+    nvme_source: str = ""
+    """What was measured of it, where it was."""
 
     @classmethod
     def of(
@@ -171,14 +173,20 @@ class Machine:
         for option, given in (("--gpus", gpus), ("--nodes", nodes)):
             if given < 1:
                 raise BadInput(f"{option}: must be at least 1; got {given}. The nearest valid choice is {option} 1")
+        disk_of_node = (accelerator.nvme, accelerator.nvme_bandwidth)
+        usual = cls(accelerator, gpus, nodes, accelerator.host_memory, *disk_of_node)
+        return usual.with_sizes(ram_gib, nvme_gib)
+
+    def with_sizes(self, ram_gib: float | None, nvme_gib: float | None) -> "Machine":
+        """The same with other memory or disk. Raises BadInput for less than none."""
         for option, size in (("--ram-gib", ram_gib), ("--nvme-gib", nvme_gib)):
             if size is not None and size < 0:
                 raise BadInput(f"{option}: must not be negative; got {size:g}")
-        ram = accelerator.host_memory if ram_gib is None else ram_gib * GIB
-        nvme = accelerator.nvme if nvme_gib is None else nvme_gib * GIB
-        if accelerator.is_cpu:
-            accelerator = replace(accelerator, memory=ram / gpus)
-        return cls(accelerator, gpus, nodes, ram, nvme, accelerator.nvme_bandwidth)
+        ram = self.host_memory if ram_gib is None else ram_gib * GIB
+        nvme = self.nvme if nvme_gib is None else nvme_gib * GIB
+        card = self.accelerator
+        card = replace(card, memory=ram / self.gpus) if card.is_cpu else card
+        return replace(self, accelerator=card, host_memory=ram, nvme=nvme)
 
     @property
     def world_size(self) -> int:
@@ -242,15 +250,22 @@ CALIBRATION = Calibration()
 # -- this machine ----------------------------------------------------------------------------------------------------
 
 
-def measure(seconds: float = 0.3) -> Machine:
-    """This machine, its figures measured: matrix product, copy and all-reduce, each for about `seconds`."""
+def measure(seconds: float = 0.3, ranks: int | None = None, folder: Path = Path()) -> Machine:
+    """This machine, its figures measured: matrix product, copy, all-reduce, writing and reading in `folder`, each for
+    about `seconds`.
+
+    `ranks` are fewer than it has accelerators; ranks on CPU share its cores. Raises BadInput for more.
+    """
     import torch
 
     cuda = torch.cuda.is_available()
-    gpus = torch.cuda.device_count() if cuda else cores()
+    most = torch.cuda.device_count() if cuda else cores()
+    gpus = most if ranks is None else ranks
+    if not 1 <= gpus <= most:
+        raise BadInput(f"--gpus: must be 1 to {most} on this machine; got {gpus}")
     device, threads = torch.device("cuda" if cuda else "cpu"), torch.get_num_threads()
     share = 1 if cuda else gpus  # of what all cores together do
-    torch.set_num_threads(share)
+    torch.set_num_threads(1 if cuda else most)
     try:
         size = 8192 if cuda else 1024
         bf16, fp32 = (_product_rate(device, dtype, size, seconds) / share for dtype in (torch.bfloat16, torch.float32))
@@ -264,7 +279,9 @@ def measure(seconds: float = 0.3) -> Machine:
     accelerator = replace(
         base, memory=memory, bf16=bf16, fp32=fp32, bandwidth=copy, link=link, source="measured on this machine"
     )
-    return Machine(accelerator, gpus, 1, host_memory(), shutil.disk_usage(".").free, base.nvme_bandwidth)
+    found = disk.measure(folder, seconds)
+    room = (0.0, base.nvme_bandwidth, "") if found is None else (found.free, found.bandwidth, found.source)
+    return Machine(accelerator, gpus, 1, host_memory(), *room)
 
 
 _GROUPS = Path("/sys/fs/cgroup")

@@ -14,6 +14,8 @@ from bmscale.planning.workload import Workload
 from bmscale.planning.zero import Zero
 
 _LOGITS_PER_CHUNK = 2**24  # model/loss.py
+_MODEL_FILE = 2 * 2**30  # model/folder.py
+_STATE_FILE = 2**28  # training/checkpoint.py
 _ALL_REDUCE = 500_000_000
 """Elements of gradients that stage 0 flattens at a time (deepspeed/runtime/engine.py, allreduce_gradients)."""
 
@@ -96,9 +98,11 @@ def estimate(
     ram, nvme = _offloaded(workload, zero, ranks, micro_batches)
     # Below stage 3 a rank first makes the whole model in RAM, in fp32.
     built = 4.0 * (workload.parameters if zero.stage < 3 else workload.largest_matrix)
+    written = ram + _writing(workload, zero, machine)
     if on_cpu:
-        return Memory(accelerator, max(accelerator.total + ram, context + built), nvme)
-    return Memory(accelerator, calibration.interpreter + max(ram, built), nvme)
+        still = sum(states.values()) + buffers + context
+        return Memory(accelerator, max(accelerator.total + ram, still + written, context + built), nvme)
+    return Memory(accelerator, calibration.interpreter + max(written, built), nvme)
 
 
 def weight_bytes(workload: Workload, zero: Zero) -> int:
@@ -199,6 +203,17 @@ def _loss(workload: Workload, zero: Zero, rows: int) -> tuple[float, float, floa
     return forward, backward, states + tied
 
 
+def _writing(workload: Workload, zero: Zero, machine: Machine) -> float:
+    """RAM of a rank to write a model or a training state, or for a sub-group's first moments before they go to disk."""
+    count, largest = workload.parameters, workload.largest_matrix
+    # Rank 0 holds a file of a model, and a parameter as it is gathered and as it is copied.
+    model = (min(_MODEL_FILE, 4 * count) + 8 * largest) / machine.gpus
+    piece = largest / (machine.world_size if zero.stage else 1)
+    state = 2 * min(_STATE_FILE + 12 * piece, 12 * count)
+    first = 8 * _largest_group(workload, zero, machine.world_size) if zero.optimizer == "nvme" else 0.0
+    return max(model, state, first)
+
+
 def _offloaded(workload: Workload, zero: Zero, ranks: int, micro_batches: int) -> tuple[float, float]:
     """(RAM, disk) of a rank for what does not lie on the accelerator."""
     count, weight = workload.parameters, weight_bytes(workload, zero)
@@ -211,10 +226,17 @@ def _offloaded(workload: Workload, zero: Zero, ranks: int, micro_batches: int) -
     elif zero.optimizer == "nvme":
         disk += (4 + moments + 4) * own
         # Gradients stay in RAM; a sub-group's states pass through buffers.
-        ram += 4 * own + (8 + moments) * min(own, zero.sub_group)
+        ram += 4 * own + (8 + moments) * _largest_group(workload, zero, ranks)
     if zero.parameters == "cpu":
         ram += weight * own
     elif zero.parameters == "nvme":
-        disk += weight * own
-        ram += 4 * weight * min(own, zero.buffer)
+        # A tied head is written before it is tied.
+        disk += weight * (own + (workload.table / ranks if workload.config.tie_word_embeddings else 0))
+        # Buffers that weights are read into, and one from which those of a sub-group are written.
+        ram += weight * (4 * min(own, zero.buffer) + _largest_group(workload, zero, ranks))
     return ram, disk
+
+
+def _largest_group(workload: Workload, zero: Zero, ranks: int) -> float:
+    """Elements of a rank that stage 3 steps together at the most: parameters are added until there are enough."""
+    return min(workload.parameters / ranks, max(zero.sub_group + workload.block_matrix / ranks, workload.table / ranks))

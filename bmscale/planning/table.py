@@ -43,6 +43,8 @@ def _memory(plan: Plan, way: Way) -> list[str]:
     lines += [f"RAM of a node: {gib(memory.host * machine.gpus)} of {gib(machine.host_memory)}"]
     if memory.nvme:
         lines += [f"disk of a node: {gib(memory.nvme * machine.gpus)} of {gib(machine.nvme)}"]
+        if machine.nvme_source:
+            lines += [f"  {machine.nvme_bandwidth / 1e9:.2g} GB/s ({machine.nvme_source})"]
     return lines
 
 

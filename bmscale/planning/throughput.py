@@ -198,7 +198,10 @@ def _stepping(
         efficiency = calibration.cpu_traffic_efficiency if card.is_cpu else calibration.traffic_efficiency
         return 0.0, stepped * own / (card.bandwidth * efficiency)
     # Gradients go down, weights come up; CPUs step.
-    offload = stepped * own * machine.gpus / calibration.host_adam_bandwidth
+    cpus = calibration.host_adam_bandwidth
+    if card.is_cpu:
+        cpus = card.bandwidth * calibration.cpu_traffic_efficiency * machine.gpus
+    offload = stepped * own * machine.gpus / cpus
     if not card.is_cpu:
         offload += (count * 4 + weight) * own / pcie
     if zero.optimizer == "nvme":

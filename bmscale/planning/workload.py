@@ -92,9 +92,13 @@ class Workload:
     @cached_property
     def largest_matrix(self) -> int:
         """Elements of the largest parameter: what stage 3 must have whole at the least."""
+        return max(self.table, self.block_matrix)
+
+    @property
+    def block_matrix(self) -> int:
+        """Elements of the largest matrix of a block."""
         config = self.config
-        widest = max(config.intermediate_size, config.num_attention_heads * config.head_dim)
-        return max(self.table, config.hidden_size * widest)
+        return int(config.hidden_size * max(config.intermediate_size, config.num_attention_heads * config.head_dim))
 
     @property
     def depth(self) -> int:

@@ -53,8 +53,8 @@ class Zero:
         what = "all" if self.parameters != "none" else "optimizer"
         return f"zero{self.stage}, {what} " + ("on disk" if self.offload == "nvme" else "in RAM")
 
-    def to_json(self, nvme_path: str = "nvme") -> dict[str, Any]:
-        """A file of ds_configs; `nvme_path` is the folder for what lies on disk."""
+    def to_json(self) -> dict[str, Any]:
+        """A file of ds_configs. Where `nvme` is, the experiment says (training.offload_folder)."""
         if self.stage == 0:
             return {"zero_optimization": {"stage": 0}}
         section: dict[str, Any] = {"stage": self.stage, "reduce_bucket_size": self.bucket}
@@ -74,7 +74,7 @@ class Zero:
             if place == "cpu":
                 section[name] = {"device": "cpu", "pin_memory": False}
             elif place == "nvme":
-                section[name] = {"device": "nvme", "nvme_path": nvme_path, "pin_memory": False, "buffer_count": 4}
+                section[name] = {"device": "nvme", "pin_memory": False, "buffer_count": 4}
                 if name == "offload_param":
                     section[name] |= {"buffer_size": self.buffer, "max_in_cpu": 0}
         values: dict[str, Any] = {"zero_optimization": section}

@@ -29,7 +29,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 
 from bmscale.config import Config
 from bmscale.engine import process_group
@@ -230,7 +229,7 @@ class Save:
         if not held:
             return
         path = self._temporary / self._file_name(len(files))
-        content = serialize(held)
+        content = _serialized(held)
         held.clear()
         record = FileRecord(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
         reached("write")
@@ -297,6 +296,20 @@ class Save:
             self._final.rename(aside)
         else:
             self._final.rename(replaced)
+
+
+def _serialized(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """A safetensors file of fp32 tensors; the library's own `save` takes their memory once more on the way.
+
+    The format (safetensors README): the header's length in eight bytes, a header of JSON, the data.
+    """
+    entries, end = {}, 0
+    for key, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        entries[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)  # so that the data is aligned
+    return b"".join([len(header).to_bytes(8, "little"), header, *(tensor.numpy().data for tensor in tensors.values())])
 
 
 def _check_cover(pieces: Mapping[str, list[PieceRecord]], shapes: Mapping[str, torch.Size]) -> None:

@@ -10,6 +10,7 @@
 import logging
 import math
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,8 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
     training, run = experiment.training, experiment.run_folder
     data, plan, total_steps, inherited, config, identity = planned(experiment, new_schedule=new_schedule)
     trackers = choose_trackers(training.trackers)
-    engine = Engine(training)
-    with Signals(run, engine.rank) as signals:
+    engine = Engine(training, run.path)
+    with Signals(run, engine.rank) as signals, closing(engine):
         lock.take(run)
         # Again, now that nobody else can change the folder: another start may have made the run in between.
         resumes = record.check(run, identity, experiment, total_steps, new_schedule=new_schedule)
@@ -496,6 +497,7 @@ class _Loop:
         written = self.models.write(self.run.last, standing, result)
         if self.experiment.training.ema_decay is not None and standing.optimizer_step:
             written = self.models.write(self.run.running_mean, standing, result, kind=AVERAGE) and written
+        self.at("saving", standing.data_step)
         if not (written and self.states.save(standing.with_(finished=True), wait=True)):
             raise BmscaleError(
                 f"{self.run.path}: trained to its end, but the result could not be written; make room, or mend "

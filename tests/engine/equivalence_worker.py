@@ -24,6 +24,7 @@ from bmscale.model import EncoderDecoderConfig, EncoderDecoderForConditionalGene
 from bmscale.model.init import initial_value
 from bmscale.model.loss import LossSums
 from bmscale.training.optimizer import make_optimizer
+from tests.engine.spread import deviations
 
 VOCABULARY = 60
 CONFIG = EncoderDecoderConfig(
@@ -130,6 +131,7 @@ def main() -> None:
 
         engine._backward = wrong  # type: ignore[method-assign]
 
+    first = {name: deviations(value, name, config) for name, value in engine.weights()}
     loss_function = partial(batch_loss, label_smoothing=0.1)
     losses, norms, skipped, refused, changed = [], [], [], [], []
     refuse = None if options.trouble in (None, "omitted") else lambda loss: options.trouble == "refused" and loss > 6
@@ -167,7 +169,7 @@ def main() -> None:
         average = {name: tensor.double().norm().item() for name, tensor in engine.weights(AVERAGE)}
     if engine.is_main:
         result = {"losses": losses, "norms": norms, "skipped": skipped, "weights": weights, "is": engine.describe()}
-        result |= {"refused": refused, "changed": changed}
+        result |= {"refused": refused, "changed": changed, "first": first}
         result |= {"average": average, "average_by_hand": {name: by_hand[name].norm().item() for name in average}}
         options.out.write_text(json.dumps(result))
     process_group.stop()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).parent.parent.parent
 WORKER = Path(__file__).parent / "equivalence_worker.py"
 
 
@@ -23,7 +24,7 @@ def launch(out: Path, world_size: int, *arguments: str) -> dict[str, Any]:
     if world_size > 1:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
         command = [*torchrun, *command[1:]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     found: dict[str, Any] = json.loads(out.read_text())
@@ -66,6 +67,13 @@ def test_losses_and_norms_agree(runs, stage, world_size):
     assert f"{world_size} rank" in run["is"]
     assert worst(run["losses"], reference["losses"]) < 1e-6
     assert worst(run["norms"], reference["norms"]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["none", *(f"{stage}x{world}" for stage in STAGES for world in (1, 2))])
+def test_every_layer_begins_with_the_spread_that_is_promised(runs, name):
+    first = runs[name]["first"]
+    assert first.keys() == runs["none"]["weights"].keys()
+    assert max(first.values()) < 5, first  # standard errors of mean and deviation
 
 
 def test_the_reference_learns(runs):
