@@ -72,7 +72,7 @@ def test_a_run_on_disk_is_that_in_memory_and_resumes_bit_for_bit(bmscale, prepar
     (weights,) = (whole / "model/last").glob("*.safetensors")
     assert (halves / "model/last" / weights.name).read_bytes() == weights.read_bytes()
     for found, wanted in zip(lines_of(whole), lines_of(prepared / "runs/memory"), strict=True):
-        assert found == pytest.approx(wanted, rel=1e-5)
+        assert found == pytest.approx(wanted, rel=1e-4)  # lines are rounded to five places
     assert not list(tmp_path.iterdir())  # what lay there went with the runs
 
 
