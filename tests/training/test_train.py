@@ -155,7 +155,7 @@ def test_two_ranks_train_the_same_run(bmscale, trained, deepspeed):
     # are compared as wholes.
     expected = weights(runs[1])
     for name, tensor in weights(runs[2]).items():
-        assert (tensor - expected[name]).norm() < 1e-5 * expected[name].norm(), name
+        assert (tensor - expected[name]).norm() < 1e-4 * expected[name].norm(), name
 
 
 def test_offload_trains_the_same_run(bmscale, trained):
