@@ -3,6 +3,8 @@
 import argparse
 import json
 import logging
+import math
+import signal
 from pathlib import Path
 
 from bmscale.commands.arguments import Commands, add, add_experiment
@@ -48,6 +50,8 @@ def _plan(options: argparse.Namespace) -> int:
     if options.plot:
         charts.check_path(Path(options.plot))
     tokens = plan.parse_tokens(options.target_tokens) if options.target_tokens else None
+    if options.price is not None and not 0 <= options.price < math.inf:
+        raise BadInput(f"--price: must be a number from 0 on; got {options.price:g}")
     gpu, gpus, nodes, ram, nvme = (getattr(options, name) for name in ("gpu", "gpus", "nodes", "ram_gib", "nvme_gib"))
     if options.this_machine and not (gpu is None and nodes is None):
         raise BadInput("--this-machine: must stand without --gpu and --nodes; got both")
@@ -65,6 +69,8 @@ def _plan(options: argparse.Namespace) -> int:
     if options.plot:
         charts.draw(found, Path(options.plot))
     if found.chosen is None:
+        if options.write:
+            log.warning("nothing fits, so nothing is written to %s", options.write)
         return 1
     if options.write:
         folder = Path(options.write)
@@ -75,6 +81,9 @@ def _plan(options: argparse.Namespace) -> int:
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         log.info("written to %s: %s", folder, ", ".join(texts))
+        if costs is not None and options.target_tokens:
+            more = f"training.max_steps={costs.steps} training.save_every_steps={costs.checkpoint_steps}"
+            log.info("they train as long as %s says; for %s: %s", options.config, options.target_tokens, more)
     return 0
 
 
@@ -140,6 +149,8 @@ def add_benchmark(commands: Commands) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> int:
+    # As Ctrl-C does: what was started ends before this does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from bmscale.benchmark import benchmark
     from bmscale.benchmark.peer_case import parse_peers
     from bmscale.benchmark.setting import Setting

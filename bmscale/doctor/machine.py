@@ -62,6 +62,10 @@ def check_launcher(environment: Mapping[str, str]) -> Finding:
         )
     if "RANK" not in environment:
         return Finding("launcher", "ok", "none: one process")
+    absent = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
+    if absent:
+        found = f"RANK is set but {' and '.join(absent)} not: half of what a launcher sets"
+        return Finding("launcher", "fail", found, "unset RANK, or start with `accelerate launch` or torchrun")
     nodes = -(-world_size // local_ranks(environment))
     on = "this node" if nodes == 1 else f"{nodes} nodes"
     address = f"{environment.get('MASTER_ADDR')}:{environment.get('MASTER_PORT')}"
@@ -274,11 +278,11 @@ def check_shared_memory(environment: Mapping[str, str], folder: Path = Path("/de
 
 def check_ports(environment: Mapping[str, str]) -> Finding:
     """Whether the port is free at which ranks would meet; under a launcher they have met there already."""
-    if "RANK" in environment:
-        return Finding("ports", "ok", f"{environment.get('MASTER_PORT')} is that of the launcher")
     given = environment.get("MASTER_PORT")
     try:
         port = int(given or USUAL_PORT)
+        if "RANK" in environment and 0 < port < 2**16:
+            return Finding("ports", "ok", f"{port} is that of the launcher")
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("", port))

@@ -3,6 +3,7 @@
 Peaks are dense, without sparsity. bf16 is fp16 where the card has no bf16. Bandwidths are of one direction, a device.
 """
 
+import math
 import os
 import threading
 import time
@@ -180,8 +181,8 @@ class Machine:
     def with_sizes(self, ram_gib: float | None, nvme_gib: float | None) -> "Machine":
         """The same with other memory or disk. Raises BadInput for less than none."""
         for option, size in (("--ram-gib", ram_gib), ("--nvme-gib", nvme_gib)):
-            if size is not None and size < 0:
-                raise BadInput(f"{option}: must not be negative; got {size:g}")
+            if size is not None and not 0 <= size < math.inf:
+                raise BadInput(f"{option}: must be a number of GiB from 0 on; got {size:g}")
         ram = self.host_memory if ram_gib is None else ram_gib * GIB
         nvme = self.nvme if nvme_gib is None else nvme_gib * GIB
         card = self.accelerator

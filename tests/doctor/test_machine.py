@@ -296,3 +296,13 @@ def test_host_names(environment, address, status, monkeypatch):
     found = machine.check_host_name(environment)
     assert found.status == status
     assert ("GLOO_SOCKET_IFNAME" in found.advice) == (status != "ok")
+
+
+def test_half_of_what_a_launcher_sets():
+    found = machine.check_launcher({"RANK": "0"})
+    assert found.status == "fail"
+    assert "RANK is set but WORLD_SIZE and MASTER_ADDR and MASTER_PORT not" in found.found
+    for port in ("abc", "99999"):
+        found = machine.check_ports({**TWO, "MASTER_PORT": port})
+        assert found.status == "fail"
+        assert f"got '{port}'" in found.found

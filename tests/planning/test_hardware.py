@@ -31,7 +31,7 @@ def test_an_unknown_card_and_impossible_machines_name_the_nearest():
         Machine.of(card, 0)
     with pytest.raises(BadInput, match=r"--nodes: must be at least 1; got -2"):
         Machine.of(card, 8, -2)
-    with pytest.raises(BadInput, match=r"--ram-gib: must not be negative"):
+    with pytest.raises(BadInput, match=r"--ram-gib: must be a number of GiB from 0 on; got -1"):
         Machine.of(card, ram_gib=-1)
 
 

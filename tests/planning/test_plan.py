@@ -203,3 +203,9 @@ def test_a_trillion_parameters_on_ten_thousand_cards_in_little_memory():
     assert result.stdout.startswith("1T parameters")
     assert "1,250 nodes × 8 h100" in result.stdout
     assert int(result.stdout.split("KIB")[1]) < 2**20
+
+
+@pytest.mark.parametrize("words", [["--price", "nan"], ["--price", "-1"], ["--ram-gib", "nan"], ["--nvme-gib", "-1"]])
+def test_numbers_that_are_none(words, capsys):
+    assert main(["plan", "toy", "--gpu", "h100", *words]) == 2
+    assert f"{words[0]}: must be a number" in capsys.readouterr().err
