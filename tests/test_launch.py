@@ -100,4 +100,4 @@ def test_every_file_trains_the_same(prepared, outcomes):
         losses[name] = [line["loss"] for line in lines if "loss" in line]
     assert len(losses["one_gpu.yaml"]) == 3
     for name, found in losses.items():
-        assert found == pytest.approx(losses["one_gpu.yaml"], rel=1e-6), name
+        assert found == pytest.approx(losses["one_gpu.yaml"], abs=2e-5), name  # lines are rounded to five places
