@@ -45,6 +45,14 @@ class Disk:
         mark = hashlib.sha256(str(run_folder.absolute()).encode()).hexdigest()[:12]
         self.folder = base / f"bmscale-{mark}"
 
+    def room(self) -> int:
+        """Bytes that the run may take there: what is free, and what a killed start of it has left."""
+        there = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.is_dir())
+        left = 0
+        with contextlib.suppress(OSError):  # of a file that goes in the meantime
+            left = sum(file.stat().st_size for file in self.folder.glob("**/*.swp"))
+        return shutil.disk_usage(there).free + left
+
     def prepare(self, model: nn.Module, precision: str) -> None:
         """Empty the folder, and see that it has room for this node's share of a model's states. Collective.
 
@@ -109,7 +117,7 @@ class Disk:
         bytes_of_all += 16 * own if "optimizer" in self.file.on_disk else 0
         _, world_size = process_group.rank_and_world_size()
         needed = bytes_of_all * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) / world_size
-        free = shutil.disk_usage(self.folder).free
+        free = self.room()
         if free < needed:
             raise BadInput(
                 f"{self.folder}: must have room for the states of this node's ranks, {needed / 2**30:.3g} GiB; free: "

@@ -10,6 +10,7 @@ import torch
 
 from bmscale.engine import deepspeed_config, process_group
 from bmscale.engine.deepspeed_config import DeepSpeedFile
+from bmscale.engine.disk import Disk
 from bmscale.errors import BadInput
 from bmscale.experiment import Experiment
 from bmscale.model.config import is_classifier
@@ -56,7 +57,7 @@ def need(experiment: Experiment, file: DeepSpeedFile | None, environment: Mappin
     slots = workload.source + workload.target + is_classifier(workload.config)
     rows = min(plan.MOST_ROWS, max(1, training.max_micro_batch_tokens // slots))
     rows = min(rows, -(-workload.rows_per_step // world_size))
-    whole, free = (_machine(experiment, environment, world_size, free=free) for free in (False, True))
+    whole, free = (_machine(experiment, file, environment, world_size, free=free) for free in (False, True))
     again = training.activation_checkpointing
     way = plan.assess(workload, zero, whole, rows, again)
     if way.lacks is None:
@@ -95,7 +96,7 @@ def check(experiment: Experiment, environment: Mapping[str, str] = os.environ) -
 
 
 def _machine(
-    experiment: Experiment, environment: Mapping[str, str], world_size: int, *, free: bool
+    experiment: Experiment, file: DeepSpeedFile | None, environment: Mapping[str, str], world_size: int, *, free: bool
 ) -> hardware.Machine:
     """The nodes that were launched, each as this one; `free` counts the memory that is free at the moment."""
     ranks = process_group.local_ranks(environment)
@@ -106,5 +107,8 @@ def _machine(
         card = replace(card, memory=torch.cuda.mem_get_info()[0 if free else 1])
     else:
         card = replace(hardware.ACCELERATORS["cpu"], memory=ram / ranks)
-    room = shutil.disk_usage(disk.place(experiment.training.offload_folder, experiment.run_folder.path)).free
+    run = experiment.run_folder.path
+    room = shutil.disk_usage(disk.place(experiment.training.offload_folder, run)).free
+    if file and file.on_disk:
+        room = Disk(file, experiment.training, run).room()
     return hardware.Machine(card, ranks, -(-world_size // ranks), ram, room, card.nvme_bandwidth)

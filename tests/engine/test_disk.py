@@ -124,6 +124,16 @@ def test_there_must_be_room(tmp_path, monkeypatch, precision, needed):
         disk.prepare(model(), precision)
 
 
+def test_what_a_killed_start_left_is_room(tmp_path, monkeypatch):
+    disk = Disk(SHIPPED, training(), tmp_path / "runs/x")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    assert disk.room() == 1000
+    left = disk.folder / "zero_stage_3/optimizer/rank0/left.swp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(500))
+    assert disk.room() == 1500
+
+
 @pytest.mark.usefixtures("operator")
 def test_a_buffer_must_hold_the_largest_parameter(tmp_path):
     Disk(file_with(tmp_path, offload_param={"buffer_size": 12}), training(), tmp_path).prepare(model(), "bf16")
