@@ -116,9 +116,11 @@ def remove_stale_locks() -> None:
 def _open_files() -> set[str]:
     """Paths that processes of this machine have open, as far as we may see."""
     found = set()
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            found.add(os.readlink(link))
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it may end meanwhile, or be another user's
+            for file in os.listdir(f"/proc/{process}/fd"):
+                with contextlib.suppress(OSError):
+                    found.add(os.readlink(f"/proc/{process}/fd/{file}"))
     return found
 
 
@@ -252,3 +254,26 @@ def stop() -> None:
     """Leave the process group, so that no rank is killed for a connection that just went away."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        _let_gloo_finish()
+
+
+def _let_gloo_finish() -> None:
+    """Leave Python's lock to the threads of gloo until none of them has anything to do.
+
+    They drop the tensors of a collective after whoever waited for it has gone on, and need that lock for it. Where the
+    interpreter is ending by then, they abort the process ("terminate called without an active exception").
+    """
+    until = time.monotonic() + 5
+    while True:
+        time.sleep(0.01)
+        states = [_thread_state(task) for task in Path("/proc/self/task").glob("*")]
+        if ("pt_gloo_runloop", "R") not in states or time.monotonic() > until:
+            return
+
+
+def _thread_state(task: Path) -> tuple[str, str]:
+    """Name of a thread and its state (proc(5)): R where it runs or waits for a core."""
+    with contextlib.suppress(OSError):  # it may end while we look at it
+        name, rest = (task / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
+        return name, rest.split()[0]
+    return "", ""

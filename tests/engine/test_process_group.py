@@ -4,11 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
+from bmscale.engine import process_group
 from bmscale.engine.process_group import launched_world_size, remove_stale_locks
 from bmscale.errors import BadInput
 
@@ -55,6 +58,21 @@ def test_locks_of_killed_runs_are_removed(tmp_path, monkeypatch, caplog):
     assert fresh.exists()
 
 
+def test_a_process_that_ends_meanwhile_is_no_mistake(tmp_path, monkeypatch):
+    """Its folder in /proc goes between the listing and the look into it."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    lock = tmp_path / "op/lock"
+    lock.parent.mkdir()
+    lock.touch()
+    os.utime(lock, (time.time() - 30, time.time() - 30))
+    listed = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: (["999999999"] if path == "/proc" else []) + listed(path))
+    remove_stale_locks()
+    assert not lock.exists()
+
+
 RANK = """
 import deepspeed.comm
 from bmscale.engine.engine import Engine
@@ -75,3 +93,23 @@ def test_no_shared_memory_is_left_behind(tmp_path):
     command = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", str(worker)]
     subprocess.run([sys.executable, *command], check=True, timeout=300)
     assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
+
+
+def test_at_the_end_threads_that_wait_for_pythons_lock_get_it(tmp_path, monkeypatch):
+    """One of gloo's that still lets go of a tensor when the interpreter ends would abort the process."""
+    go, done = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: go.wait() and done.set())
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    interval = sys.getswitchinterval()
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)  # which gives the lock up at times
+    try:
+        thread.start()
+        sys.setswitchinterval(1000)
+        go.set()
+        process_group.stop()
+        assert done.is_set()
+    finally:
+        sys.setswitchinterval(interval)
+        monkeypatch.undo()
+        dist.destroy_process_group()
+        thread.join()
