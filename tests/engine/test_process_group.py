@@ -98,7 +98,12 @@ def test_no_shared_memory_is_left_behind(tmp_path):
 def test_at_the_end_threads_that_wait_for_pythons_lock_get_it(tmp_path, monkeypatch):
     """One of gloo's that still lets go of a tensor when the interpreter ends would abort the process."""
     go, done = threading.Event(), threading.Event()
-    thread = threading.Thread(target=lambda: go.wait() and done.set())
+
+    def wait() -> None:
+        go.wait()
+        done.set()
+
+    thread = threading.Thread(target=wait)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     interval = sys.getswitchinterval()
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)  # which gives the lock up at times
