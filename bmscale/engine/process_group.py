@@ -5,6 +5,7 @@ refused here: on a machine without a GPU it would train one independent copy per
 `accelerate launch --cpu --num_processes 2` starts one process only.
 """
 
+import atexit
 import contextlib
 import logging
 import math
@@ -254,26 +255,28 @@ def stop() -> None:
     """Leave the process group, so that no rank is killed for a connection that just went away."""
     if dist.is_initialized():
         dist.destroy_process_group()
-        _let_gloo_finish()
 
 
+@atexit.register
 def _let_gloo_finish() -> None:
-    """Leave Python's lock to the threads of gloo until none of them has anything to do.
+    """Leave Python's lock to the threads of gloo, where there are any, until none of them has anything to do.
 
     They drop the tensors of a collective after whoever waited for it has gone on, and need that lock for it. Where the
     interpreter is ending by then, they abort the process ("terminate called without an active exception").
     """
     until = time.monotonic() + 5
-    while True:
+    while time.monotonic() < until and (states := _states_of_gloo()):
         time.sleep(0.01)
-        states = [_thread_state(task) for task in Path("/proc/self/task").glob("*")]
-        if ("pt_gloo_runloop", "R") not in states or time.monotonic() > until:
+        if "R" not in states | _states_of_gloo():
             return
 
 
-def _thread_state(task: Path) -> tuple[str, str]:
-    """Name of a thread and its state (proc(5)): R where it runs or waits for a core."""
-    with contextlib.suppress(OSError):  # it may end while we look at it
-        name, rest = (task / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
-        return name, rest.split()[0]
-    return "", ""
+def _states_of_gloo() -> set[str]:
+    """Of its threads (proc(5)): R where one runs or waits for a core."""
+    found = set()
+    for task in Path("/proc/self/task").glob("*"):
+        with contextlib.suppress(OSError):  # it may end while we look at it
+            name, rest = (task / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
+            if name == "pt_gloo_runloop":
+                found.add(rest.split()[0])
+    return found
