@@ -128,9 +128,14 @@ def step(setting: Setting, name: str, shape_name: str, precision: str, engine: s
         for key in ("tokens_per_step", "max_micro_batch_tokens"):
             section[key] = max(length, section[key] // length * length)
         question |= {"model": chosen["model"], "training": section, "vocab_size": chosen["vocab_size"]}
+        question["lengths"] = (0, length)
     command = [*choice.start(), "-m", "bmscale.benchmark.step_loop"]
     answer = process.ask(command, question, choice.threads, setting.log(name), setting.max_seconds)
-    losses = answer.pop("losses")
+    losses, memory = answer.pop("losses"), max(answer.pop("peak_gib"))
+    for name in ("begun_gib", "step_seconds"):  # of bmscale/benchmark/prediction.py
+        answer.pop(name)
     measured = peak.measure_ranks(precision, choice.ranks, choice.threads)
     sheet = datasheet_flops(precision, choice.ranks)
-    return Figures(**answer, losses=(losses[0], losses[-1]), peak_flops=measured, datasheet_flops=sheet)
+    return Figures(
+        **answer, memory_gib=memory, losses=(losses[0], losses[-1]), peak_flops=measured, datasheet_flops=sheet
+    )

@@ -21,7 +21,7 @@ def add_plan(commands: Commands) -> None:
         "before a run: will it fit, how fast, which ZeRO stage, what will it cost; with the files to run it",
         _plan,
     )
-    add_experiment(parser)
+    add_experiment(parser, required=False)
     parser.add_argument("--gpu", metavar="NAME", help="h100, h200, b200, a100-80, v100, …, cpu (default: h100)")
     parser.add_argument("--gpus", type=int, metavar="N", help="accelerators of a node (default: of the usual node)")
     parser.add_argument("--nodes", type=int, metavar="N", help="default: 1")
@@ -38,6 +38,34 @@ def add_plan(commands: Commands) -> None:
     parser.add_argument("--json", action="store_true", help="everything, for programs")
     parser.add_argument("--plot", metavar="FILE", help="memory and scaling as a picture, .png or .svg")
     parser.add_argument("--write", metavar="FOLDER", help="overrides, DeepSpeed JSON, Accelerate YAML, sbatch script")
+    parser.add_argument(
+        "--verify",
+        nargs="*",
+        metavar="NAME",
+        help="without CONFIG: predict short real trainings, measure them on this machine and print both; only those "
+        "whose names begin so (about a quarter of an hour for all, and 5 GiB of RAM)",
+    )
+    parser.add_argument("--steps", type=int, default=5, metavar="N", help="of --verify: steps that are timed")
+    parser.add_argument("--warmup-steps", type=int, default=2, metavar="N", help="of --verify: steps before them")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from bmscale.benchmark import prediction
+
+    if options.config is not None:
+        raise BadInput(f"--verify: must stand without CONFIG; got '{options.config}'")
+    for name in ("steps", "warmup_steps"):
+        if not getattr(options, name) > 0:
+            raise BadInput(f"--{name.replace('_', '-')}: must be above 0; got {getattr(options, name)}")
+    rows = []
+    for row in prediction.verify(prediction.choose(options.verify), options.warmup_steps, options.steps):
+        log.info("%s: memory %+.1f %%, step %.2f s", row.run.name, 100 * row.memory_error, row.seconds)
+        rows.append(row)
+    if options.json:
+        print(json.dumps({"runs": [row.to_dict() for row in rows], **prediction.summary(rows)}, indent=2))
+    else:
+        print(prediction.table(rows))
+    return 0
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -46,6 +74,10 @@ def _plan(options: argparse.Namespace) -> int:
     from bmscale.planning import charts, disk, files, hardware, plan, table
     from bmscale.planning.workload import Workload
 
+    if options.verify is not None:
+        return _verify(options)
+    if options.config is None:
+        raise BadInput("CONFIG: must be given, as a YAML file or the name of a preset such as toy")
     experiment = read_experiment(options.config, options.overrides)
     if options.plot:
         charts.check_path(Path(options.plot))

@@ -53,7 +53,7 @@ def need(experiment: Experiment, file: DeepSpeedFile | None, environment: Mappin
     """Of an experiment on the nodes that were launched. Raises BadInput for a step with fewer rows than ranks."""
     training = experiment.training
     workload = Workload.of(experiment, on_cpu=not torch.cuda.is_available())
-    zero = Zero.from_json(file.values) if file else Zero(0)
+    zero = Zero.from_json(file.values) if file else Zero(0, plain=True)
     slots = workload.source + workload.target + is_classifier(workload.config)
     rows = min(plan.MOST_ROWS, max(1, training.max_micro_batch_tokens // slots))
     rows = min(rows, -(-workload.rows_per_step // world_size))

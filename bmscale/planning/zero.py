@@ -40,6 +40,8 @@ class Zero:
     """Elements of each of four buffers for weights that come from disk; one must hold a rank's piece of a matrix."""
     overlap: bool = False
     """Whether reductions run beside the backward pass, in a second bucket."""
+    plain: bool = False
+    """Whether torch trains without DeepSpeed: one rank, stage 0."""
 
     @property
     def offload(self) -> Place:
@@ -48,6 +50,8 @@ class Zero:
 
     def describe(self) -> str:
         """`zero3, all on disk`."""
+        if self.plain:
+            return "no DeepSpeed"
         if self.offload == "none":
             return f"zero{self.stage}" + (" lean" if self.stage == 3 and not self.reuse else "")
         what = "all" if self.parameters != "none" else "optimizer"

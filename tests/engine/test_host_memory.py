@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +16,46 @@ for number in range(8):
     torch.ones(2**24 - 2**20 - number * 2**14)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
+
+
+GAPS = """
+import torch
+from bmscale.engine import host_memory
+assert host_memory.keep()
+held, least = [], host_memory.peak()
+for number in range(400):
+    torch.ones(2**20)  # 4 MiB, freed before the next
+    held.append(torch.ones(()))  # a small one that stays
+print(host_memory.peak() - least, torch.ones(2**20).data_ptr() % 4096)
+"""
+
+PEAK = """
+import subprocess, sys
+import torch
+from bmscale.engine import host_memory
+kept = torch.ones(2**27)
+own = [sys.executable, "-c", "from bmscale.engine import host_memory; print(host_memory.peak())"]
+print(host_memory.peak(), subprocess.run(own, capture_output=True, text=True, check=True).stdout)
+"""
+
+
+def numbers(program: str) -> list[int]:
+    """What a process of its own prints."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return [int(word) for word in done.stdout.split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("c++") is None, reason="the region is built by a compiler")
+def test_a_tensor_fits_where_one_of_its_size_lay():
+    """In glibc's heap small tensors that stay keep it from it, and each of these takes 4 MiB more."""
+    grown, behind_a_page = numbers(GAPS)
+    assert grown < 32 * 2**20
+    assert behind_a_page == 0
+
+
+def test_the_peak_is_the_process_own():
+    parent, child = numbers(PEAK)
+    assert parent > 2**29 > child > 2**26
 
 
 def faults(what: str) -> int:
