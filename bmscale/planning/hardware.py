@@ -236,7 +236,7 @@ class Calibration:
     deepspeed: float = 40 * 2**20
     """RAM that DeepSpeed's modules add."""
     peers: float = 20 * 2**20
-    """RAM of a CPU rank for collectives with others (not measured yet)."""
+    """RAM of a CPU rank for collectives with others."""
     host_adam_bandwidth: float = 80 * GIGA
     """Bytes/s at which the CPUs of a node step AdamW, all ranks together."""
     host_watts: float = 0.35
