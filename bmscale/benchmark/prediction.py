@@ -6,6 +6,7 @@ model; of a GPU, what tensors took of it. Times are predicted from matrix produc
 and from one run, by which all are multiplied: what is left for the others to err in is what depends on the run.
 """
 
+import os
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -97,6 +98,7 @@ class Run:
             "training": training | ({} if self.kind == "pairs" else {"sequence_length": self.length}),
             "warmup_steps": warmup_steps,
             "steps": steps,
+            "each_step": True,
         }
 
     def config(self) -> TransformerConfig:
@@ -156,6 +158,9 @@ RUNS = (
     Run("pairs", "mini", "bf16", "zero3x2", 64, 32),
 )
 
+MOST_SECONDS = 900
+"""Of a run: more means that its ranks wait for each other for ever."""
+
 CALIBRATING = "rows/small/bf16/none"
 """The run by which predicted times are multiplied, where it is among those that are measured; else the first."""
 
@@ -184,17 +189,24 @@ class Row:
 
 
 def choose(names: Sequence[str]) -> list[Run]:
-    """The runs whose names begin with one of `names`, all without. Raises BadInput."""
+    """The runs whose names begin with one of `names`; without, all that this machine has cores or GPUs for. Raises
+    BadInput."""
+    room = torch.cuda.device_count() or os.cpu_count() or 1
     for name in names:
         if not any(run.name.startswith(name) for run in RUNS):
             nearest = suggest(name, [run.name for run in RUNS])
             raise BadInput(f"--verify: must be the beginnings of names such as {RUNS[0].name}; got '{name}'{nearest}")
-    return [run for run in RUNS if not names or any(run.name.startswith(name) for name in names)]
+    chosen = [run for run in RUNS if not names or any(run.name.startswith(name) for name in names)]
+    too_wide = [run.name for run in chosen if run.choice.ranks > room]
+    if too_wide and names:
+        raise BadInput(
+            f"--verify: each rank must have a core or a GPU of its own; got {too_wide[0]} and {room} of them"
+        )
+    return [run for run in chosen if run.name not in too_wide]
 
 
 def verify(runs: Sequence[Run], warmup_steps: int, steps: int) -> Iterator[Row]:
-    """Predict and measure one run after another. Raises BadInput for more ranks than cores, and BmscaleError for a run
-    that fails."""
+    """Predict and measure one run after another. Raises BmscaleError for a run that fails or does not end."""
     with tempfile.TemporaryDirectory() as folder:
         machine = cache(lambda ranks: hardware.measure(ranks=ranks, folder=Path(folder)))
         for number, run in enumerate(runs):
@@ -208,7 +220,7 @@ def _row(run: Run, machine: Machine, warmup_steps: int, steps: int, log: Path) -
     )
     step = predict(workload, zero, machine, run.rows, checkpointing=run.checkpointing)
     command = [*choice.start(), "-m", "bmscale.benchmark.step_loop"]
-    answer = process.ask(command, run.question(warmup_steps, steps), choice.threads, log)
+    answer = process.ask(command, run.question(warmup_steps, steps), choice.threads, log, MOST_SECONDS)
     taken = max(peak - begun for peak, begun in zip(answer["peak_gib"], answer["begun_gib"], strict=True))
     seconds = statistics.median(answer["step_seconds"])
     return Row(run, workload.parameters, _tensors(memory, machine), taken * GIB, step.seconds, seconds)

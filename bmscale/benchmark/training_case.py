@@ -132,8 +132,8 @@ def step(setting: Setting, name: str, shape_name: str, precision: str, engine: s
     command = [*choice.start(), "-m", "bmscale.benchmark.step_loop"]
     answer = process.ask(command, question, choice.threads, setting.log(name), setting.max_seconds)
     losses, memory = answer.pop("losses"), max(answer.pop("peak_gib"))
-    for name in ("begun_gib", "step_seconds"):  # of bmscale/benchmark/prediction.py
-        answer.pop(name)
+    for of_prediction in ("begun_gib", "step_seconds"):
+        answer.pop(of_prediction)
     measured = peak.measure_ranks(precision, choice.ranks, choice.threads)
     sheet = datasheet_flops(precision, choice.ranks)
     return Figures(

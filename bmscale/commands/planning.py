@@ -45,8 +45,8 @@ def add_plan(commands: Commands) -> None:
         help="without CONFIG: predict short real trainings, measure them on this machine and print both; only those "
         "whose names begin so (about a quarter of an hour for all, and 5 GiB of RAM)",
     )
-    parser.add_argument("--steps", type=int, default=5, metavar="N", help="of --verify: steps that are timed")
-    parser.add_argument("--warmup-steps", type=int, default=2, metavar="N", help="of --verify: steps before them")
+    parser.add_argument("--steps", type=int, metavar="N", help="of --verify: steps that are timed (default: 5)")
+    parser.add_argument("--warmup-steps", type=int, metavar="N", help="of --verify: steps before them (default: 2)")
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -54,17 +54,26 @@ def _verify(options: argparse.Namespace) -> int:
 
     if options.config is not None:
         raise BadInput(f"--verify: must stand without CONFIG; got '{options.config}'")
-    for name in ("steps", "warmup_steps"):
-        if not getattr(options, name) > 0:
-            raise BadInput(f"--{name.replace('_', '-')}: must be above 0; got {getattr(options, name)}")
+    unused = ("gpu", "gpus", "nodes", "this_machine", "target_tokens", "price", "ram_gib", "nvme_gib", "plot", "write")
+    for name in unused:
+        if getattr(options, name):
+            raise BadInput(f"--{name.replace('_', '-')}: does not go with --verify, which measures this machine")
+    steps = {"warmup_steps": 2, "steps": 5}
+    for name in steps:
+        given = getattr(options, name)
+        if given is not None and not given > 0:
+            raise BadInput(f"--{name.replace('_', '-')}: must be above 0; got {given}")
+        steps[name] = given or steps[name]
     rows = []
-    for row in prediction.verify(prediction.choose(options.verify), options.warmup_steps, options.steps):
-        log.info("%s: memory %+.1f %%, step %.2f s", row.run.name, 100 * row.memory_error, row.seconds)
-        rows.append(row)
-    if options.json:
-        print(json.dumps({"runs": [row.to_dict() for row in rows], **prediction.summary(rows)}, indent=2))
-    else:
-        print(prediction.table(rows))
+    try:
+        for row in prediction.verify(prediction.choose(options.verify), steps["warmup_steps"], steps["steps"]):
+            log.info("%s: memory %+.1f %%, step %.2f s", row.run.name, 100 * row.memory_error, row.seconds)
+            rows.append(row)
+    finally:  # minutes of measuring are not lost with a run that fails
+        if rows and options.json:
+            print(json.dumps({"runs": [row.to_dict() for row in rows], **prediction.summary(rows)}, indent=2))
+        elif rows:
+            print(prediction.table(rows))
     return 0
 
 
@@ -76,6 +85,9 @@ def _plan(options: argparse.Namespace) -> int:
 
     if options.verify is not None:
         return _verify(options)
+    for name in ("steps", "warmup_steps"):
+        if getattr(options, name) is not None:
+            raise BadInput(f"--{name.replace('_', '-')}: goes with --verify only")
     if options.config is None:
         raise BadInput("CONFIG: must be given, as a YAML file or the name of a preset such as toy")
     experiment = read_experiment(options.config, options.overrides)

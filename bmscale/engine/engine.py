@@ -169,7 +169,7 @@ class Engine:
 
     def _make_moments(self) -> None:
         """Make AdamW's moments now, and not in its first step: there they would lie behind what a step needs besides,
-        and keep its place from being one. Those that are swapped to a disk DeepSpeed makes itself."""
+        and keep its place from being one. Those that are offloaded come with the first step, as DeepSpeed has it."""
         if self.file and self.file.offloads("optimizer"):
             return
         parameters = (
@@ -422,8 +422,9 @@ class Engine:
     def _link_moments(self) -> None:
         """Have ZeRO-1 and 2 find the moments of every parameter group.
 
-        They link moments to parameters once, right after the first group's first step, when the later groups have
-        none yet, and would say that those have no moments (DeepSpeed 0.19.8, stage_1_and_2.py `_optimizer_step`).
+        They link moments to parameters once, right after the first group's first step, when under offload the later
+        groups have none yet, and would say that those have no moments (DeepSpeed 0.19.8, stage_1_and_2.py
+        `_optimizer_step`).
         """
         zero: Any = getattr(self.wrapped, "optimizer", None)
         if self.stage > 0 and hasattr(zero, "_hp_optimizer_states_linked"):
@@ -461,7 +462,7 @@ class Engine:
         """Set masters, moments, model weights and the optimizer's own step count. Collective.
 
         `read` gives any range of a flat parameter, and each rank asks for no more than it holds. `empty_step` takes one
-        step at rate 0 on nothing, which makes Adam create its moments in whatever shape this ZeRO stage keeps them.
+        step at rate 0 on nothing, after which there are moments, in whatever shape this ZeRO stage keeps them.
         """
         empty_step()
         self._link_moments()

@@ -8,8 +8,10 @@
 // Shares no state with Python: `bmscale_keep` takes the place of PyTorch's allocator for good. What is smaller than
 // LEAST, or finds no room in the region, comes from PyTorch's own.
 
+#include <pthread.h>
 #include <sys/mman.h>
 
+#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <unordered_map>
@@ -35,6 +37,10 @@ class Region final : public c10::Allocator {
   void copy_data(void* to, const void* from, size_t count) const override { default_copy_data(to, from, count); }
 
   static Region* only;
+
+  // A child of fork() has none of the threads that might hold the lock.
+  static void lock() { only->mutex_.lock(); }
+  static void unlock() { only->mutex_.unlock(); }
 
  private:
   static void release(void* data) {
@@ -67,6 +73,7 @@ class Region final : public c10::Allocator {
   void give(char* address) {
     std::lock_guard<std::mutex> lock(mutex_);
     auto known = sizes_.find(address);
+    if (known == sizes_.end()) std::abort();  // freed twice
     size_t size = known->second;
     sizes_.erase(known);
     auto next = gaps_.lower_bound(address);
@@ -107,6 +114,7 @@ extern "C" bool bmscale_keep(size_t size) {
   void* begin = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (begin == MAP_FAILED) return false;
   Region::only = new Region(static_cast<char*>(begin), size);  // for as long as the process lives
+  pthread_atfork(&Region::lock, &Region::unlock, &Region::unlock);
   c10::SetCPUAllocator(Region::only);
   return true;
 }

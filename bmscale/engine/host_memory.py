@@ -5,7 +5,8 @@ import ctypes
 import hashlib
 import logging
 import os
-import shutil
+import platform
+import shlex
 import subprocess
 import sys
 import uuid
@@ -37,7 +38,7 @@ def peak() -> int:
     """The most bytes of memory that this process has had."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, StopIteration):  # ru_maxrss begins at what the parent had
-            lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+            lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
             return 2**10 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
     import resource
 
@@ -53,52 +54,48 @@ def keep() -> bool:
     at every free, and the next tensor of that size pays a page fault for each 4 KiB, in which the kernel fills it with
     zeros: a tenth of a small model's training step.
     """
-    return sys.platform == "linux" and (_keep_in_region() or _keep_in_heap())
+    if sys.platform != "linux":
+        return False
+    try:
+        kept = _keep_in_region()
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        log.warning("tensors stay in the C library's heap, where they may take twice as much memory: %s", said)
+        return _keep_in_heap()
+    if not kept:  # a limit of address space (ulimit -v), or a kernel that promises no more than it has
+        log.warning("tensors stay in the C library's heap: the system gives this process too few addresses")
+    return kept or _keep_in_heap()
 
 
 def _keep_in_region() -> bool:
-    path = _library()
-    if path is None:
-        return False
-    try:
-        bmscale_keep = ctypes.CDLL(str(path)).bmscale_keep
-    except OSError as error:
-        log.warning("%s: cannot be loaded, tensors stay in the heap: %s", path, error)
-        return False
+    """Raises OSError and SubprocessError where host_memory.cpp cannot be compiled or loaded."""
+    bmscale_keep = ctypes.CDLL(str(_library())).bmscale_keep
     bmscale_keep.restype, bmscale_keep.argtypes = ctypes.c_bool, [ctypes.c_size_t]
     # Of addresses there is no want; what is never written takes no memory.
     return bool(bmscale_keep(2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
 
 
-def _library() -> Path | None:
-    """host_memory.cpp, compiled for this PyTorch; None where that cannot be done."""
-    folder, torch_folder = _build_folder(), Path(torch.__file__).parent
-    key = hashlib.sha256(SOURCE.read_bytes() + f"{torch.__version__} {torch_folder}".encode()).hexdigest()[:16]
+def _library() -> Path:
+    """host_memory.cpp, compiled for this PyTorch and kind of machine, beside DeepSpeed's operators."""
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or torch.utils.cpp_extension.get_default_build_root()
+    folder, torch_folder = Path(root) / "bmscale", Path(torch.__file__).parent
+    made_for = f"{torch.__version__} {torch_folder} {platform.machine()} {platform.libc_ver()}"
+    key = hashlib.sha256(SOURCE.read_bytes() + made_for.encode()).hexdigest()[:16]
     path = folder / f"host_memory-{key}.so"
     if path.exists():
         return path
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        return None
-    whole = folder / f"{uuid.uuid4().hex}.so"  # ranks may do this side by side
+    folder.mkdir(parents=True, exist_ok=True)
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    options = ["-O2", "-std=c++20", "-shared", "-fPIC", "-I", str(torch_folder / "include")]
     libraries = ["-L", str(torch_folder / "lib"), "-lc10", f"-Wl,-rpath,{torch_folder / 'lib'}"]
-    command = [compiler, "-O2", "-std=c++20", "-shared", "-fPIC", "-I", str(torch_folder / "include"), str(SOURCE)]
+    whole = folder / f"{uuid.uuid4().hex}.so"  # ranks may do this side by side
+    command = [*compiler, *options, str(SOURCE), *libraries, "-o", str(whole)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run([*command, *libraries, "-o", str(whole)], check=True, capture_output=True, timeout=300)
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
         whole.replace(path)
-    except (OSError, subprocess.SubprocessError) as error:
-        why = getattr(error, "stderr", None) or str(error).encode()
-        log.warning("%s could not be compiled, tensors stay in the heap: %s", SOURCE, why.decode(errors="replace"))
-        return None
+    finally:
+        whole.unlink(missing_ok=True)
     return path
-
-
-def _build_folder() -> Path:
-    """Where DeepSpeed's operators are as well."""
-    return (
-        Path(os.environ.get("TORCH_EXTENSIONS_DIR") or torch.utils.cpp_extension.get_default_build_root()) / "bmscale"
-    )
 
 
 def _keep_in_heap() -> bool:
@@ -109,8 +106,8 @@ def _keep_in_heap() -> bool:
 
 
 def give_back() -> bool:
-    """Return the memory of every freed tensor of `SMALLEST_RETURNED` at once, where the C library is glibc; returns
-    whether it will.
+    """Return the memory of every freed tensor of `SMALLEST_RETURNED` at once, where the C library is glibc and `keep`
+    was not called before; returns whether it will.
 
     Left to itself glibc soon keeps all below 32 MiB, and where tensors of many sizes come and go, as when ZeRO-3
     gathers parameters, what lies between two that live is lost: a billion of them left 2.5 GiB of such holes.

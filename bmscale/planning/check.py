@@ -22,7 +22,8 @@ from bmscale.planning.zero import Zero
 log = logging.getLogger("bmscale")
 
 BEYOND_DOUBT = 1.15
-"""A need of so many times what is there is refused: the planner errs by less (README, `bmscale plan`)."""
+"""A need of so many times what is there is refused: the planner asks for less than that too much (README, `bmscale plan
+--verify`). Where tensors have to lie in the C library's heap (engine/host_memory.py), they take more than it says."""
 
 
 @dataclass(frozen=True)

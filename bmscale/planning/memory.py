@@ -96,11 +96,12 @@ def estimate(
     ram, nvme = _offloaded(workload, zero, ranks, micro_batches)
     written = ram + _writing(workload, zero, machine)
     if on_cpu:
-        still = sum(space.live.values()) + context
-        return Memory(accelerator, max(accelerator.total + ram, still + written), nvme)
+        # What tensors have taken stays with the process; files are put together beside them.
+        still = sum(space.live.values()) if zero.offload == "nvme" else space.resident
+        return Memory(accelerator, max(accelerator.total + ram, still + context + written), nvme)
     # Below stage 3 a rank first makes the whole model in RAM, in fp32.
     built = 4.0 * (workload.parameters if zero.stage < 3 else workload.largest_matrix)
-    return Memory(accelerator, calibration.interpreter + max(written, built), nvme)
+    return Memory(accelerator, calibration.host_process + max(written, built), nvme)
 
 
 def weight_bytes(workload: Workload, zero: Zero) -> int:

@@ -64,10 +64,11 @@ class Rehearsal:
         """Bytes of a weight, and of its gradient as the backward pass makes it."""
         self.bf16_optimizer = self.mixed and zero.stage == 1
         stays = zero.optimizer == "none"
-        groups = (workload.largest_group, workload.parameters - workload.largest_group)
-        self.groups = [group / (ranks if zero.stage else 1) for group in groups if group] if stays else []
+        self.groups = [group / (ranks if zero.stage else 1) for group in workload.groups if group] if stays else []
         """Elements of each group of the optimizer that this rank steps on the accelerator."""
-        self.gathers = gathered if zero.stage == 3 and ranks > 1 else 0.0
+        # Weights that lie on the device already are not copied there: those of one rank, and on CPU those in RAM.
+        elsewhere = zero.parameters != "none" and not workload.on_cpu
+        self.gathers = gathered if zero.stage == 3 and (ranks > 1 or elsewhere) else 0.0
         self._bucket: Block | None = None
         self._filled = 0.0
         self._gradients: list[Block] = []  # of parameters, as they come
@@ -130,11 +131,12 @@ class Rehearsal:
             self._bucket = self.space.take("buffers", self.item * zero.bucket, self._written(0.0))
             self._take("gradients", 4 * sum(self.groups))
         else:
-            wholes = [workload.largest_group, workload.parameters - workload.largest_group]
             tables, blocks = (weights or [])[:1], (weights or [])[1:]
-            for whole in filter(None, wholes):
+            for whole, made in zip(workload.groups, (blocks, tables), strict=True):
+                if not whole:
+                    continue
                 self._take("parameters", self.item * whole)
-                self._free(*(blocks if whole is wholes[0] else tables))
+                self._free(*made)
                 if zero.optimizer != "none":
                     continue
                 narrow = [self._take("masters", 2 * whole / self.ranks)] if self.mixed else []
@@ -182,7 +184,8 @@ class Rehearsal:
     def _begin_bucket(self) -> None:
         if self._bucket is None and (self.zero.stage == 2 or (self.zero.stage == 1 and not self.mixed)):
             copies = 2 if self.zero.overlap else 1
-            self._bucket = self.space.take("buffers", copies * self.item * self.zero.bucket, self._written(0.0))
+            written = 0.0 if self.workload.on_cpu else None
+            self._bucket = self.space.take("buffers", copies * self.item * self.zero.bucket, written)
         self._filled = 0.0
 
     def _receive(self, size: float, gradient: Block, *, first: bool) -> None:
@@ -256,7 +259,7 @@ class Rehearsal:
             for group in self.groups:
                 self._free(self._take("gradients", 4 * min(group, most)))
         if self.bf16_optimizer and self.ranks > 1:
-            self._free(self._take("buffers", 2 * self.workload.largest_group))
+            self._free(self._take("buffers", 2 * max(self.workload.groups)))
         self._free(*self._gradients, *self._own, *self._earlier)
 
     def _take(self, part: str, size: float) -> Block:

@@ -1,12 +1,15 @@
 """Memory as an allocator gives it out: blocks, the gaps between them, and what of it was ever written.
 
-The lowest gap that is large enough, else the end: as engine/host_memory.cpp does on CPU, so that its addresses come out
-here as there. PyTorch's allocator for GPUs takes other gaps; of it only what lives is of interest.
+Whole pages, the lowest gap that is large enough, else the end: as engine/host_memory.cpp does it on CPU. PyTorch's
+allocator for GPUs takes other gaps; of it only what lives is of interest.
 """
 
 import bisect
+import math
 from collections import Counter
 from dataclasses import dataclass
+
+PAGE = 4096
 
 
 @dataclass
@@ -15,7 +18,7 @@ class Block:
 
     part: str
     """What it is for."""
-    address: float
+    address: int
     size: float
     written: float
     """Bytes from its beginning: those never written take no memory on CPU."""
@@ -25,13 +28,13 @@ class Space:
     """Blocks in one line of addresses, from 0."""
 
     def __init__(self) -> None:
-        self.end = 0.0
+        self.end = 0
         self.live: Counter[str] = Counter()
         """Written bytes by part."""
         self.peak: dict[str, float] = {}
         """`live` when it was most."""
         self._most = 0.0
-        self._gaps: list[tuple[float, float]] = []  # address and size, none touches another or the end
+        self._gaps: list[tuple[int, int]] = []  # address and size, none touches another or the end
         self._written = 0.0  # highest address that ever was
         self._virgin: list[tuple[float, float]] = []  # from, to: below it, never written
 
@@ -68,8 +71,10 @@ class Space:
         """Give blocks back."""
         for block in blocks:
             self.live[block.part] -= block.written  # type: ignore[assignment]
-            start, size = block.address, block.size
-            at = bisect.bisect(self._gaps, (start, 0.0))
+            start, size = block.address, _pages(block.size)
+            if not size:
+                continue
+            at = bisect.bisect(self._gaps, (start, 0))
             if at < len(self._gaps) and self._gaps[at][0] == start + size:
                 size += self._gaps.pop(at)[1]
             if at and sum(self._gaps[at - 1]) == start:
@@ -81,10 +86,18 @@ class Space:
             else:
                 self._gaps.insert(at, (start, size))
 
-    def _place(self, size: float) -> float:
+    def _place(self, bytes_: float) -> int:
+        size = _pages(bytes_)
+        if not size:
+            return self.end
         for at, (start, room) in enumerate(self._gaps):
             if room >= size:
                 self._gaps[at : at + 1] = [(start + size, room - size)] if room > size else []
                 return start
         self.end += size
         return self.end - size
+
+
+def _pages(size: float) -> int:
+    """The bytes of whole pages that hold so many."""
+    return math.ceil(size / PAGE) * PAGE

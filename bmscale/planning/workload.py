@@ -90,12 +90,13 @@ class Workload:
         return int(self.config.vocab_size * self.config.hidden_size)
 
     @cached_property
-    def largest_group(self) -> int:
-        """Elements of the larger group of the optimizer: matrices have weight decay, token tables and norms none."""
+    def groups(self) -> tuple[int, int]:
+        """Elements of the optimizer's groups, in their order (training/optimizer.py): matrices, which decay, and token
+        tables. (Norms and biases count among the matrices, being few.)"""
         counted = count_parameters(self.config)
         heads = 0 if self.config.tie_word_embeddings or is_classifier(self.config) else self.table
         matrices = counted.non_embedding + heads
-        return max(matrices, counted.total - matrices)
+        return matrices, counted.total - matrices
 
     @cached_property
     def largest_matrix(self) -> int:

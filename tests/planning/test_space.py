@@ -5,47 +5,51 @@ from itertools import pairwise
 
 import pytest
 
+from bmscale.experiment import OptimizerConfig
 from bmscale.model.config import DecoderOnlyConfig
+from bmscale.model.sizes import count_blocks
+from bmscale.model.tasks import TASKS
 from bmscale.planning.activations import Cost
 from bmscale.planning.rehearsal import Loss, Rehearsal
-from bmscale.planning.space import Block, Space
+from bmscale.planning.space import PAGE, Block, Space
 from bmscale.planning.workload import Workload
 from bmscale.planning.zero import Zero
+from bmscale.training.optimizer import parameter_groups
 
 
 def test_a_gap_takes_what_left_it_and_what_is_smaller():
     space = Space()
-    first, second, third = (space.take("a", size) for size in (10, 20, 30))
+    first, second, third = (space.take("a", size * PAGE) for size in (10, 20, 30))
     space.free(second)
-    assert space.take("a", 15).address == second.address
-    assert space.take("a", 6).address == 60  # the gap has 5 left
+    assert space.take("a", 15 * PAGE).address == second.address
+    assert space.take("a", 6 * PAGE).address == 60 * PAGE  # the gap has 5 left
     space.free(first)
-    assert space.take("a", 10).address == 0
+    assert space.take("a", 10 * PAGE).address == 0
     space.free(third)
-    assert space.resident == 66
+    assert space.resident == 66 * PAGE
 
 
 def test_neighbours_become_one_gap_and_the_end_comes_back():
     space = Space()
-    blocks = [space.take("a", 10) for _ in range(4)]
+    blocks = [space.take("a", 9.7 * PAGE) for _ in range(4)]  # 10 pages each
     space.free(blocks[0], blocks[2], blocks[1])
-    assert space.take("a", 30).address == 0
+    assert space.take("a", 30 * PAGE).address == 0
     space.free(blocks[3])
-    assert space.end == 30
-    assert space.peak == {"a": 40}
+    assert space.end == 30 * PAGE
+    assert space.peak == pytest.approx({"a": 39.7 * PAGE})
 
 
 def test_what_is_not_written_takes_nothing():
     space = Space()
-    bucket = space.take("b", 100, written=0)
-    above = space.take("a", 10)
-    assert (space.resident, space.live["b"]) == (10, 0)
-    space.write(bucket, 30)
-    assert space.resident == 40
+    bucket = space.take("b", 100 * PAGE, written=0)
+    above = space.take("a", 10 * PAGE)
+    assert (space.resident, space.live["b"]) == (10 * PAGE, 0)
+    space.write(bucket, 30 * PAGE)
+    assert space.resident == 40 * PAGE
     space.free(bucket)
-    space.take("a", 50)
-    assert space.resident == 60
-    assert above.address == 100
+    space.take("a", 50 * PAGE)
+    assert space.resident == 60 * PAGE
+    assert above.address == 100 * PAGE
 
 
 def test_blocks_never_overlap():
@@ -55,10 +59,11 @@ def test_blocks_never_overlap():
         if held and rng.random() < 0.5:
             space.free(held.pop(rng.randrange(len(held))))
         else:
-            held.append(space.take("a", rng.randint(1, 50), rng.randint(0, 50)))
-        places = sorted((block.address, block.address + block.size) for block in held)
+            held.append(space.take("a", rng.uniform(0, 50) * PAGE if rng.random() < 0.9 else 0, rng.randint(0, 50)))
+        places = sorted((block.address, block.address + block.size) for block in held if block.size)
         assert all(before[1] <= after[0] for before, after in pairwise(places))
-        assert sum(space.live.values()) <= space.resident <= max([space.end, space._written])
+        assert all(start + size < after for (start, size), (after, _) in pairwise(space._gaps))  # none touches the next
+        assert sum(space.live.values()) <= space.resident <= max(space.end, space._written)
 
 
 def played(zero: Zero, ranks: int = 1, micro_batches: int = 1, precision: str = "fp32", saved=1e6, **options) -> Space:
@@ -97,3 +102,38 @@ def test_deepspeed_takes_more_than_torch_and_accumulation_more_than_one_batch():
     assert plain < wrapped
     once, twice = (sum(played(Zero(0, plain=True), micro_batches=count).peak.values()) for count in (1, 2))
     assert once < twice
+
+
+def test_a_second_bucket_costs_one_more_on_a_gpu():
+    small, large = (
+        sum(played(Zero(2, bucket=50_000, overlap=overlap), ranks=2, saved=1.0).peak.values())
+        for overlap in (False, True)
+    )
+    assert large - small == pytest.approx(4 * 50_000)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_weights_that_lie_elsewhere_are_whole_on_the_device_for_a_while(on_cpu):
+    """Also of one rank; on CPU they lie where they are worked on."""
+    space = played(Zero(3, "cpu", "cpu", bucket=50_000), saved=1.0, on_cpu=on_cpu)
+    config = DecoderOnlyConfig(vocab_size=100, hidden_size=64, num_hidden_layers=4, num_attention_heads=4)
+    count = Workload(config, 0, 16, "fp32", 16).parameters
+    assert space.peak.get("live", 0) == pytest.approx(0 if on_cpu else 4 * count)
+
+
+def test_blocks_and_groups_are_those_of_the_model():
+    """count_blocks and Workload.groups against the modules themselves and what the optimizer makes of them."""
+    task = TASKS["translation"]
+    config = task.configure(**{**task.presets["vanilla"], **task.sizes["tiny"], "vocab_size": 300})
+    model = task.model(config)
+    blocks = count_blocks(config)
+    stacks = (model.model.encoder.layers, model.model.decoder.layers)
+    for (depth, size), layers in zip(blocks, stacks, strict=True):
+        assert depth == len(layers)
+        assert {size} == {sum(parameter.numel() for parameter in layer.parameters()) for layer in layers}
+    decayed, plain = (
+        sum(parameter.numel() for parameter in group["params"]) for group in parameter_groups(model, OptimizerConfig())
+    )
+    matrices, tables = Workload(config, 16, 16, "fp32", 16).groups
+    assert matrices + tables == decayed + plain
+    assert tables <= plain <= 1.02 * tables + 0.02 * matrices  # norms and biases are few
