@@ -7,7 +7,7 @@ import math
 import signal
 from pathlib import Path
 
-from bmscale.commands.arguments import Commands, add, add_experiment
+from bmscale.commands.arguments import Commands, add, add_experiment, check_file, check_folder
 from bmscale.errors import BadInput
 
 log = logging.getLogger("bmscale")
@@ -22,8 +22,17 @@ def add_plan(commands: Commands) -> None:
         _plan,
     )
     add_experiment(parser)
-    parser.add_argument("--gpu", metavar="NAME", help="h100, h200, b200, a100-80, v100, …, cpu (default: h100)")
-    parser.add_argument("--gpus", type=int, metavar="N", help="accelerators of a node (default: of the usual node)")
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help="h100, h200, b200, a100-80, v100, …, cpu (default: h100 where any of a machine is described)",
+    )
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="accelerators of a node, of h100 without --gpu (default: of the usual node)",
+    )
     parser.add_argument("--nodes", type=int, metavar="N", help="default: 1")
     parser.add_argument("--ram-gib", type=float, metavar="GIB", help="RAM of a node (default: of the usual node)")
     parser.add_argument("--nvme-gib", type=float, metavar="GIB", help="local disk of a node; 0 is none")
@@ -43,12 +52,15 @@ def add_plan(commands: Commands) -> None:
 def _plan(options: argparse.Namespace) -> int:
     from bmscale.cluster.submit import fill_in
     from bmscale.experiment import read_experiment
-    from bmscale.planning import charts, disk, files, hardware, plan, table
+    from bmscale.planning import charts, check, disk, files, hardware, plan, table
     from bmscale.planning.workload import Workload
 
     experiment = read_experiment(options.config, options.overrides)
     if options.plot:
         charts.check_path(Path(options.plot))
+        check_file("--plot", options.plot)
+    if options.write is not None:
+        check_folder("--write", options.write)
     tokens = plan.parse_tokens(options.target_tokens) if options.target_tokens else None
     if options.price is not None and not 0 <= options.price < math.inf:
         raise BadInput(f"--price: must be a number from 0 on; got {options.price:g}")
@@ -62,12 +74,14 @@ def _plan(options: argparse.Namespace) -> int:
         card = hardware.find_accelerator(gpu or "h100")
         machine = hardware.Machine.of(card, gpus, 1 if nodes is None else nodes, ram_gib=ram, nvme_gib=nvme)
     found = plan.make(Workload.of(experiment, on_cpu=machine.accelerator.is_cpu), machine)
+    found = check.beside(found, experiment)
     if tokens is None and experiment.training.max_steps is not None:
         tokens = experiment.training.max_steps * found.ways[0].step.tokens
     costs = None if tokens is None else plan.cost(found, found.ways[0], tokens, options.price)
     print(json.dumps(plan.to_dict(found, costs), indent=2) if options.json else table.to_text(found, costs))
     if options.plot:
         charts.draw(found, Path(options.plot))
+        log.info("written to %s", options.plot)
     if found.chosen is None:
         if options.write:
             log.warning("nothing fits, so nothing is written to %s", options.write)
@@ -156,7 +170,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     from bmscale.benchmark.setting import Setting
 
     if options.list:
-        print("\n".join([*benchmark.KINDS.values(), "", "usual:", *benchmark.USUAL]))
+        print(benchmark.listed())
         return 0
     if options.micro_batch_tokens is None:
         options.micro_batch_tokens = 4 * options.tokens_per_step
@@ -176,6 +190,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         parse_peers(options.peer),
     )
     benchmark.check(setting, cases, ratios)
+    check_folder("--output", options.output)
     found = benchmark.benchmark(setting, cases, options.repeats)
     lines, reached = benchmark.ratio_lines(found, ratios)
     print("\n".join([benchmark.table(found), *([""] if lines else []), *lines]))
