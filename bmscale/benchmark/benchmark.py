@@ -64,7 +64,7 @@ SEARCHES = ("greedy", "beam5")
 def listed() -> str:
     """What `--list` prints: kinds of cases, the words that they are made of, and the usual ones."""
     words = {
-        "SHAPE": ", ".join(SHAPES),
+        "SHAPE": f"{', '.join(SHAPES)}; a decoder of step alone",
         "PRECISION": f"{', '.join(training_case.PRECISIONS)}; of ctranslate2 fp32, int8",
         "ENGINE": f"none, {', '.join(_zero_engines())}, with a number of ranks behind it as in zero2x2; bare (of step)",
         "SEARCH": f"{', '.join(SEARCHES)}, or another width",
@@ -97,6 +97,8 @@ def check_engine(name: str) -> None:
     choice, most, known = _choice(name), most_ranks(), ("none", "bare", *_zero_engines())
     if choice.name not in known:
         raise BadInput(f"engine: must be one of {', '.join(known)}; got '{choice.name}' in {name}")
+    if choice.name == "bare" and not name.startswith("step/"):
+        raise BadInput(f"case {name}: `bare` is a loop of steps; use step/ in place of {name.partition('/')[0]}/")
     if choice.ranks > most:
         raise BadInput(
             f"case {name}: must have at most {most} rank{'s' if most > 1 else ''} on this machine, one a GPU or, "
@@ -151,6 +153,8 @@ def check(setting: Setting, cases: Sequence[str], ratios: Sequence[tuple[str, st
         if words[0] in TRAINING:
             training_case.check_precision(words[2])
             check_engine(name)
+            if words[0] != "step":
+                setting.experiment(name, words[1], precision=words[2])
         if words[0] in ("decode", "ctranslate2"):
             decoding.check(*words)
     for one, other, _ in ratios:

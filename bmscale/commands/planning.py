@@ -22,17 +22,8 @@ def add_plan(commands: Commands) -> None:
         _plan,
     )
     add_experiment(parser)
-    parser.add_argument(
-        "--gpu",
-        metavar="NAME",
-        help="h100, h200, b200, a100-80, v100, …, cpu (default: h100 where any of a machine is described)",
-    )
-    parser.add_argument(
-        "--gpus",
-        type=int,
-        metavar="N",
-        help="accelerators of a node, of h100 without --gpu (default: of the usual node)",
-    )
+    parser.add_argument("--gpu", metavar="NAME", help="h100, h200, b200, a100-80, v100, …, cpu (default: h100)")
+    parser.add_argument("--gpus", type=int, metavar="N", help="accelerators of a node (default: of the usual node)")
     parser.add_argument("--nodes", type=int, metavar="N", help="default: 1")
     parser.add_argument("--ram-gib", type=float, metavar="GIB", help="RAM of a node (default: of the usual node)")
     parser.add_argument("--nvme-gib", type=float, metavar="GIB", help="local disk of a node; 0 is none")

@@ -47,6 +47,7 @@ def doctor(config: str | None, overrides: Sequence[str], *, seconds: float, as_j
     """
     if not 0 < seconds < float("inf"):
         raise BadInput(f"--seconds: must be above 0; got {seconds:g}")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what c10d warns of, with its stack, the checks say
     with _own_stdout() as out:
         visit = _Visit(out, as_json, seconds)
         absent = list(packages.missing())

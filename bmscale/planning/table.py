@@ -70,12 +70,13 @@ def _time(way: Way, tokens_are: str) -> list[str]:
 
 
 def _cost(costs: Cost, tokens_are: str) -> list[str]:
+    often = _duration(costs.checkpoint_minutes / 1440)
     money = "" if costs.money is None else f", {_figure(costs.money)} in the unit of the price"
     return [
         f"{_short(costs.tokens)} {tokens_are}: {costs.steps:,} steps, {_duration(costs.days)}, "
         f"{_figure(costs.gpu_hours)} device hours, {_figure(costs.kwh)} kWh{money}",
         f"  a training state is {gib(costs.checkpoint_bytes)} and takes {_seconds(costs.save_seconds)}; a failure "
-        f"every {costs.hours_between_failures:,.0f} h is expected: save every {_duration(costs.checkpoint_minutes / 1440)} "
+        f"every {costs.hours_between_failures:,.0f} h is expected: save every {often} "
         f"(training.save_every_steps={costs.checkpoint_steps}), {costs.lost_share:.1%} of the time is lost",
     ]
 
@@ -85,6 +86,8 @@ def _ways(plan: Plan) -> list[str]:
     head = f"{'each rank':<27}{'recompute':<11}{'rows':>5}{'device':>11}{'RAM':>11}{'disk':>11}{'step':>9}  why not"
     lines, shown_ways = [head], list(zip(plan.ways[1:], plan.losses, strict=True))[:MOST_OTHERS]
     if plan.asked is not None:
+        alike = plan.asked.describe()
+        shown_ways = [entry for entry in shown_ways if entry[0].describe() != alike]
         shown_ways.insert(0, (plan.asked, f"yours: {against_chosen(plan, plan.asked)}"))
     for way, why in shown_ways:
         sizes = (way.memory.accelerator.total, way.memory.host, way.memory.nvme)
