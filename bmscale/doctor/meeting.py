@@ -67,6 +67,16 @@ class Worker:
         raise GivenUp(why)
 
 
+def not_met(world_size: int, seconds: float) -> LostRank:
+    """What to say where ranks did not meet in time, for whatever reason."""
+    address, port = (os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT"))
+    return LostRank(
+        f"all {world_size} ranks must meet at {address}:{port} within {seconds:g} s, and did not: look whether each was "
+        "started with this address and port, whether it is one of rank 0's machine, whether something else listens "
+        "there, and whether a firewall stands between; --seconds waits longer"
+    )
+
+
 def check_address(environment: Mapping[str, str], *, listens: bool) -> None:
     """Whether ranks can meet at MASTER_ADDR and MASTER_PORT; `listens` where this one holds the port itself. Raises
     LostRank."""
@@ -123,12 +133,7 @@ class Meeting:
             store, *_ = next(iter(rendezvous("env://", timeout=timedelta(seconds=seconds))))
         except Exception as error:  # torch raises several kinds
             log.debug("the ranks did not meet: %s", error)
-            address, port = (os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT"))
-            raise LostRank(
-                f"all {world_size} ranks must meet at {address}:{port} within {seconds:g} s, and did not: look whether "
-                "each was started with this address and port, whether it is one of rank 0's machine, and whether a "
-                "firewall stands between; --seconds waits longer"
-            ) from None
+            raise not_met(world_size, seconds) from None
         return cls(PrefixStore("bmscale-doctor", store), rank, world_size)
 
     def exchange(self, topic: str, value: Any, seconds: float) -> dict[int, Any]:
