@@ -71,8 +71,8 @@ def not_met(world_size: int, seconds: float) -> LostRank:
     """What to say where ranks did not meet in time, for whatever reason."""
     address, port = (os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT"))
     return LostRank(
-        f"all {world_size} ranks must meet at {address}:{port} within {seconds:g} s, and did not: look whether each was "
-        "started with this address and port, whether it is one of rank 0's machine, whether something else listens "
+        f"all {world_size} ranks must meet at {address}:{port} within {seconds:g} s, and did not: look whether each "
+        "was started with this address and port, whether it is one of rank 0's machine, whether something else listens "
         "there, and whether a firewall stands between; --seconds waits longer"
     )
 
