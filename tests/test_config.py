@@ -134,5 +134,5 @@ def test_an_empty_name_and_a_folder_called_as_a_preset(tmp_path, monkeypatch):
     Path("toy").mkdir()
     assert load("toy").values["name"] == "toy"
     Path("other").mkdir()
-    with pytest.raises(BadInput, match="got the folder other$"):
+    with pytest.raises(BadInput, match=r"got the folder other$"):
         load("other")
