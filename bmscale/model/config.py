@@ -192,7 +192,7 @@ _POSITIVE = (
     "max_position_embeddings",
 )
 
-# Far above any model there is: beyond them the sizes of tensors and files leave 64 bits, or counting takes for ever.
+# Far above any model there is: beyond them sizes of tensors leave 64 bits, and so many blocks take for ever to make.
 _MOST = {
     "hidden_size": 2**20,
     "num_attention_heads": 2**16,

@@ -304,7 +304,7 @@ def cost(
 
 
 MOST_TOKENS = 1e18
-"""Of a target: some ten thousand times all text there is."""
+"""Of a target: far above any training there was, and costs stay numbers that can be read."""
 
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 
