@@ -98,14 +98,19 @@ def listener() -> socket.socket:
     return busy
 
 
-@pytest.mark.parametrize("port", ["", "x", "0", "65536", "-1", "29500.0", "1" * 5000])
+@pytest.mark.parametrize("port", ["", "x", "0", "65536", "-1", "29500.0", "123456"])
 def test_what_is_no_port(port):
     with pytest.raises(LostRank, match="MASTER_PORT must be a number of 1 to 65535; got"):
         check_address({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}, listens=False)
 
 
-@pytest.mark.parametrize("address", ["", "no.such.host.invalid", "a" * 300, "1.2.3.4.5"])
-def test_what_is_no_address(address):
+@pytest.mark.parametrize("address", ["", "no.such.host.invalid", "a" * 300])
+def test_what_is_no_address(address, monkeypatch):
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "not known")  # without asking a name server
+
+    if "." in address:
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(LostRank, match="MASTER_ADDR must be a name or an address of rank 0's machine"):
         check_address({"MASTER_ADDR": address, "MASTER_PORT": "29500"}, listens=False)
 

@@ -149,14 +149,15 @@ def test_deepspeed_takes_what_is_written_and_it_is_read_back(gpus, tmp_path):
             assert Zero.from_json(file.values) == replace(zero, buffer=Zero.from_json(file.values).buffer)
 
 
-def test_the_command_writes_what_runs_the_plan(tmp_path, monkeypatch, capsys, caplog):
+def test_the_command_writes_what_runs_the_plan(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["plan", "toy", "--gpu", "cpu", "--gpus", "2", "--target-tokens", "1Mt", "--price", "0.1"]
     assert main([*arguments, "--write", "out", "--plot", "out/plan.svg"]) == 0
-    shown = capsys.readouterr().out
+    captured = capsys.readouterr()
+    shown = captured.out
     for words in ("fastest that fits: zero", "activations", "each rank", "1M target tokens", "why not"):
         assert words in shown
-    assert "written to out/plan.svg" in caplog.text
+    assert "written to out/plan.svg" in captured.err
     overrides = (tmp_path / "out/overrides.txt").read_text().split()
     chosen = read_experiment("toy", overrides)
     assert chosen.training.deepspeed == "out/ds_config.json"
@@ -177,7 +178,7 @@ def test_the_command_writes_what_runs_the_plan(tmp_path, monkeypatch, capsys, ca
     assert f"training.max_micro_batch_tokens={found['ways'][0]['max_micro_batch_tokens']}" in overrides
 
 
-def test_what_the_experiment_asks_for_stands_beside_the_choice(tmp_path, monkeypatch, capsys, caplog):
+def test_what_the_experiment_asks_for_stands_beside_the_choice(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     machine = ["plan", "toy", "--gpu", "cpu", "--gpus", "2"]
 
@@ -190,12 +191,17 @@ def test_what_the_experiment_asks_for_stands_beside_the_choice(tmp_path, monkeyp
     assert re.search(r"yours: fits, \d+% slower: ", line)
     (line,) = yours("training.max_micro_batch_tokens=512")
     assert line.split()[0] == "zero2"  # what several ranks train with that are told nothing
-    (line,) = yours("training.deepspeed=zero0", "training.max_micro_batch_tokens=4096")
+    assert main([*machine, "--json"]) == 0
+    chosen = json.loads(capsys.readouterr().out)["ways"][0]
+    stage, rows = chosen["zero"]["stage"], chosen["rows"]
+    (line,) = yours(f"training.deepspeed=zero{stage}", f"training.max_micro_batch_tokens={64 * rows}")
     assert line.endswith("yours: the chosen one")
     (line,) = yours("training.tokens_per_step=4000000", "training.max_micro_batch_tokens=2000000", "--ram-gib", "4")
     assert re.search(r"yours: needs [0-9.]+ GiB of RAM on a node and has 3\.68 GiB", line)
-    assert not yours("training.deepspeed=none")
-    assert "training.deepspeed=none runs on one rank; this is a plan for 2" in caplog.text
+    assert main([*machine, "training.deepspeed=none"]) == 0
+    captured = capsys.readouterr()
+    assert "yours: " not in captured.out
+    assert "training.deepspeed=none runs on one rank; this is a plan for 2" in captured.err
     assert main([*machine, "training.deepspeed=zero3", "training.activation_checkpointing=true", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["yours"]
     assert (found["zero"]["stage"], found["activation_checkpointing"], found["rows"]) == (3, True, 64)

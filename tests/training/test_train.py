@@ -326,6 +326,7 @@ def test_a_switch_may_be_there_before_the_run(bmscale, prepared):
 
 
 def test_what_comes_at_the_end_only_is_said(caplog):
+    log.propagate = True
     experiment = read_experiment("toy", ["training.save_every_steps=50", "evaluation.every_steps=40"])
     warn_of_the_end(experiment, 50)
     assert not caplog.messages
