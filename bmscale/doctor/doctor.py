@@ -126,7 +126,7 @@ class _Visit:
         """All checks, in their order."""
         findings = [self.alone(name, check) for name, check in checks.alone().items()]
         try:
-            # In a thread: torch waits without end for what listens at the port and is no store.
+            # With a limit of our own: what listens at the port may be no store, and never answer.
             meet = partial(Meeting.of_launch, self.rank, checks.world_size, self._seconds)
             self.meeting = self.worker.do(meet, self._seconds + GRACE)
             self.hosts = self.meeting.exchange("hosts", self.host, self._seconds)
