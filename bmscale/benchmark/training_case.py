@@ -76,8 +76,6 @@ def train(setting: Setting, name: str, shape_name: str, precision: str, engine: 
     is that of metrics.jsonl, which stands still while a line is logged."""
     check_precision(precision)
     choice = EngineChoice.parse(engine)
-    if choice.name == "bare":
-        raise BadInput(f"{name}: `bare` is a loop of steps; use step/{shape_name}/{precision}/bare")
     run, command = new_run(setting, name, shape_name, precision, choice, log_every_steps=setting.warmup_steps)
     process.run(command, choice.threads, setting.log(name), setting.max_seconds)
     return _of_run(run, precision, choice)

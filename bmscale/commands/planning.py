@@ -7,7 +7,7 @@ import math
 import signal
 from pathlib import Path
 
-from bmscale.commands.arguments import Commands, add, add_experiment
+from bmscale.commands.arguments import Commands, add, add_experiment, check_file, check_folder
 from bmscale.errors import BadInput
 
 log = logging.getLogger("bmscale")
@@ -80,7 +80,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     from bmscale.cluster.submit import fill_in
     from bmscale.experiment import read_experiment
-    from bmscale.planning import charts, disk, files, hardware, plan, table
+    from bmscale.planning import charts, check, disk, files, hardware, plan, table
     from bmscale.planning.workload import Workload
 
     if options.verify is not None:
@@ -93,6 +93,9 @@ def _plan(options: argparse.Namespace) -> int:
     experiment = read_experiment(options.config, options.overrides)
     if options.plot:
         charts.check_path(Path(options.plot))
+        check_file("--plot", options.plot)
+    if options.write is not None:
+        check_folder("--write", options.write)
     tokens = plan.parse_tokens(options.target_tokens) if options.target_tokens else None
     if options.price is not None and not 0 <= options.price < math.inf:
         raise BadInput(f"--price: must be a number from 0 on; got {options.price:g}")
@@ -106,12 +109,14 @@ def _plan(options: argparse.Namespace) -> int:
         card = hardware.find_accelerator(gpu or "h100")
         machine = hardware.Machine.of(card, gpus, 1 if nodes is None else nodes, ram_gib=ram, nvme_gib=nvme)
     found = plan.make(Workload.of(experiment, on_cpu=machine.accelerator.is_cpu), machine)
+    found = check.beside(found, experiment)
     if tokens is None and experiment.training.max_steps is not None:
         tokens = experiment.training.max_steps * found.ways[0].step.tokens
     costs = None if tokens is None else plan.cost(found, found.ways[0], tokens, options.price)
     print(json.dumps(plan.to_dict(found, costs), indent=2) if options.json else table.to_text(found, costs))
     if options.plot:
         charts.draw(found, Path(options.plot))
+        log.info("written to %s", options.plot)
     if found.chosen is None:
         if options.write:
             log.warning("nothing fits, so nothing is written to %s", options.write)
@@ -200,7 +205,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     from bmscale.benchmark.setting import Setting
 
     if options.list:
-        print("\n".join([*benchmark.KINDS.values(), "", "usual:", *benchmark.USUAL]))
+        print(benchmark.listed())
         return 0
     if options.micro_batch_tokens is None:
         options.micro_batch_tokens = 4 * options.tokens_per_step
@@ -220,6 +225,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         parse_peers(options.peer),
     )
     benchmark.check(setting, cases, ratios)
+    check_folder("--output", options.output)
     found = benchmark.benchmark(setting, cases, options.repeats)
     lines, reached = benchmark.ratio_lines(found, ratios)
     print("\n".join([benchmark.table(found), *([""] if lines else []), *lines]))

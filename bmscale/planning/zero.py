@@ -89,7 +89,7 @@ class Zero:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Zero":
         """The choice that a file of ds_configs makes; what it leaves out is as DeepSpeed has it."""
-        section = values["zero_optimization"]
+        section = {key: value for key, value in values["zero_optimization"].items() if value != "auto"}
         places = [(section.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param")]
         return cls(
             stage=int(section["stage"]),
