@@ -189,14 +189,22 @@ def preset_names(directory: Path = PRESETS) -> list[str]:
 def load(config: str, overrides: Iterable[str] = ()) -> Document:
     """The merged document of an experiment.
 
-    `config` is a YAML file or the name of a shipped preset. Raises BadInput naming the nearest preset or file.
+    `config` is a YAML file or the name of a shipped preset, which a folder of that name does not hide. Raises BadInput
+    naming the nearest preset or file.
     """
-    if not config.endswith((".yaml", ".yml")) and not Path(config).exists():
-        document = _read_preset(config, "")
+    path = Path(config)
+    if path.is_file():
+        document = _read_chain(path, ())
+    elif config.endswith((".yaml", ".yml")) and not path.is_dir():
+        raise BadInput(f"{config}: no such file{suggest(config, _neighbours(path))}")
+    elif path.is_dir() and config not in preset_names():
+        inside = sorted(str(file) for file in path.glob("*.y*ml") if file.is_file()) if config else []
+        nearest = f"; did you mean '{inside[0]}'?" if inside else ""
+        what = f"the folder {config}" if config else "an empty name"
+        names = ", ".join(preset_names())
+        raise BadInput(f"CONFIG: must be a YAML file or the name of a preset ({names}); got {what}{nearest}")
     else:
-        if not Path(config).is_file():
-            raise BadInput(f"{config}: no such file{suggest(config, _neighbours(Path(config)))}")
-        document = _read_chain(Path(config), ())
+        document = _read_preset(config, "")
     return document.layer(read_overrides(overrides))
 
 

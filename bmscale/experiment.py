@@ -235,7 +235,7 @@ class PairTrainingConfig(TrainingConfig):
 class RowTrainingConfig(TrainingConfig):
     """Documents packed into rows of one length."""
 
-    sequence_length: int = Field(512, gt=1)
+    sequence_length: int = Field(512, gt=1, le=2**24)
     """Tokens of a row: what the model sees at once."""
     attend_across_documents: bool = False
     """Let a token see the documents before its own in the row (GPT-3); false keeps each document to itself."""

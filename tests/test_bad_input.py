@@ -350,6 +350,20 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "average of two shapes": (pieces_of_two_sizes, f"average {BEST} wide --to out", r"wide: must have the architecture and shape of"),
     "average over other files": (nothing, f"average {BEST} {LAST} --to prepared", r"prepared: exists and is no model folder"),
     "language of another model": (nothing, f"translate {BEST} --to fr", r"target language: the model translates into de alone; got fr"),
+    # before a run
+    "a width that no machine has": (nothing, "train x.yaml model.hidden_size=1000000000000", r"model: hidden_size must be at most 1,048,576; got 1,000,000,000,000"),
+    "the same in a plan": (nothing, "plan x.yaml --gpu h100 model.hidden_size=1000000000000", r"model: hidden_size must be at most 1,048,576"),
+    "blocks without end": (nothing, "plan x.yaml --gpu h100 model.num_encoder_layers=1000000000", r"num_encoder_layers must be at most 16,384"),
+    "a folder for a configuration": (nothing, "plan prepared", r"CONFIG: must be a YAML file or the name of a preset \(.*toy.*\); got the folder prepared"),
+    "a folder with a configuration": (lambda: shutil.copytree("runs", "a.yaml") and shutil.copy("x.yaml", "a.yaml"), "plan a.yaml", r"got the folder a\.yaml; did you mean 'a\.yaml/x\.yaml'"),
+    "a plan written to a file": (nothing, "plan x.yaml --gpu h100 --write valid.tsv/plan", r"--write: must be a free path or a folder; got 'valid\.tsv/plan', and .*valid\.tsv is no folder"),
+    "a picture below a file": (nothing, "plan x.yaml --gpu h100 --plot valid.tsv/plan.svg", r"--plot: must be a free path or a folder"),
+    "a picture over a folder": (lambda: Path("p.svg").mkdir(), "plan x.yaml --gpu h100 --plot p.svg", r"--plot: must be a file; got 'p\.svg', which is a folder"),
+    "a plan beside an unknown ds_config": (nothing, "plan x.yaml --gpu h100 training.deepspeed=zero22", r"training\.deepspeed: no such file or name: 'zero22'; did you mean 'zero2'"),
+    "benchmark on more ranks than there are": (nothing, "benchmark step/tiny/fp32/zero2x9999", r"case step/tiny/fp32/zero2x9999: must have at most \d+ ranks? on this machine.*; got 9999"),
+    "benchmark of a corpus that is not there": (nothing, "benchmark prepare --corpus trian.tsv", r"trian\.tsv: no such file; did you mean train\.tsv"),
+    "benchmark of an empty corpus": (write("empty.tsv", ""), "benchmark prepare --corpus empty.tsv", r"empty\.tsv: .*at least one pair"),
+    "benchmark into a file": (nothing, "benchmark prepare --output valid.tsv", r"--output: must be a free path or a folder; got 'valid\.tsv'"),
     "no beams": (nothing, f"translate {BEST} --beam-size 0", r"beam_size: must be a whole number of at least 1; got 0"),
 }  # fmt: skip
 

@@ -125,3 +125,14 @@ def test_values_never_change():
     model = validate(Outer, Document({"seed": 3}))
     with pytest.raises(ValueError, match="frozen"):
         setattr(model, "seed", 4)  # noqa: B010 - mypy knows that it is frozen
+
+
+def test_an_empty_name_and_a_folder_called_as_a_preset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match=r"CONFIG: must be a YAML file or the name of a preset .*; got an empty name"):
+        load("")
+    Path("toy").mkdir()
+    assert load("toy").values["name"] == "toy"
+    Path("other").mkdir()
+    with pytest.raises(BadInput, match=r"got the folder other$"):
+        load("other")

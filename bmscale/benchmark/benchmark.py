@@ -18,7 +18,8 @@ from bmscale.benchmark import command_case, decoding, peer_case, training_case
 from bmscale.benchmark.figures import Figures, middle, paired_ratios
 from bmscale.benchmark.setting import Setting
 from bmscale.benchmark.shape import SHAPES
-from bmscale.config import suggest
+from bmscale.config import shipped_names, suggest
+from bmscale.data.corpus import read_pairs
 from bmscale.data.workers import cores
 from bmscale.errors import BadInput, BmscaleError
 
@@ -53,6 +54,58 @@ USUAL = (
 """The cases of `bmscale benchmark` without any named."""
 
 
+TRAINING = ("train", "step", "start", "checkpoint")
+"""Kinds of which an engine is part."""
+
+SEARCHES = ("greedy", "beam5")
+"""Examples of how a decoding case looks for translations; any width does."""
+
+
+def listed() -> str:
+    """What `--list` prints: kinds of cases, the words that they are made of, and the usual ones."""
+    words = {
+        "SHAPE": f"{', '.join(SHAPES)}; a decoder of step alone",
+        "PRECISION": f"{', '.join(training_case.PRECISIONS)}; of ctranslate2 fp32, int8",
+        "ENGINE": f"none, {', '.join(_zero_engines())}, with a number of ranks behind it as in zero2x2; bare (of step)",
+        "SEARCH": f"{', '.join(SEARCHES)}, or another width",
+    }
+    lines = [f"{word}: {text}" for word, text in words.items()]
+    ranks = f"ranks on this machine: {most_ranks()} at most, one a GPU or, without any, one a core"
+    return "\n".join([*KINDS.values(), "", *lines, ranks, "", "usual:", *USUAL])
+
+
+def _zero_engines() -> list[str]:
+    """Those that a case may name: all files of ds_configs but the one that needs a disk."""
+    return [name.removesuffix(".json") for name in shipped_names("ds_configs") if "nvme" not in name]
+
+
+def most_ranks() -> int:
+    """Ranks that this machine can run side by side: one a GPU, or where there is none one a core."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else cores()
+
+
+def _choice(name: str) -> training_case.EngineChoice:
+    """The engine of a case; `none` where it names none. Raises BadInput."""
+    words = name.split("/")
+    return training_case.EngineChoice.parse(words[3] if words[0] in TRAINING and len(words) > 3 else "none")
+
+
+def check_engine(name: str) -> None:
+    """Raises BadInput for an engine that does not exist, and one of more ranks than this machine has room for."""
+    choice, most, known = _choice(name), most_ranks(), ("none", "bare", *_zero_engines())
+    if choice.name not in known:
+        raise BadInput(f"engine: must be one of {', '.join(known)}; got '{choice.name}' in {name}")
+    if choice.name == "bare" and not name.startswith("step/"):
+        raise BadInput(f"case {name}: `bare` is a loop of steps; use step/ in place of {name.partition('/')[0]}/")
+    if choice.ranks > most:
+        raise BadInput(
+            f"case {name}: must have at most {most} rank{'s' if most > 1 else ''} on this machine, one a GPU or, "
+            f"without any, one a core; got {choice.ranks}"
+        )
+
+
 def find(name: str) -> Measure:
     """The measurement that a case names. Raises BadInput."""
     kind, *words = name.split("/")
@@ -85,8 +138,11 @@ def find(name: str) -> Measure:
 
 
 def check(setting: Setting, cases: Sequence[str], ratios: Sequence[tuple[str, str, float]]) -> None:
-    """Raises BadInput for a case that does not exist, a rival without an interpreter, and a ratio of cases that are
-    not measured."""
+    """Raises BadInput for a corpus or a case that does not exist, more ranks than there is room for, a rival without
+    an interpreter, and a ratio of cases that are not measured."""
+    if setting.corpus is not None:
+        data = setting.data_config()
+        read_pairs(data.train[0], data.source_language, data.target_language)  # reads the first
     for name in cases:
         words = name.split("/")
         find(name)
@@ -94,9 +150,11 @@ def check(setting: Setting, cases: Sequence[str], ratios: Sequence[tuple[str, st
             peer_case.interpreter(setting, peer_case.ENVIRONMENTS[peer_case.SCRIPTS[words[0]]])
         elif words[0] == "ctranslate2":
             peer_case.interpreter(setting, words[0])
-        if words[0] in ("train", "step", "start", "checkpoint"):
+        if words[0] in TRAINING:
             training_case.check_precision(words[2])
-            training_case.EngineChoice.parse(words[3] if len(words) > 3 else "none")
+            check_engine(name)
+            if words[0] != "step":
+                setting.experiment(name, words[1], precision=words[2])
         if words[0] in ("decode", "ctranslate2"):
             decoding.check(*words)
     for one, other, _ in ratios:
@@ -263,12 +321,15 @@ def ratio_lines(found: dict[str, list[Figures]], ratios: Sequence[tuple[str, str
 
 
 def matching(patterns: Sequence[str]) -> list[str]:
-    """The usual cases that patterns with `*` name, and the others as they are; all usual ones where none is given."""
+    """The usual cases that patterns with `*` name, and the others as they are; all usual ones where none is given.
+    Usual ones of more ranks than this machine has room for are left out."""
+    most = most_ranks()
+    usual = [name for name in USUAL if _choice(name).ranks <= most]
     chosen: list[str] = []
-    for pattern in patterns or USUAL:
+    for pattern in patterns or usual:
         wild = any(sign in pattern for sign in "*?[")
-        names = fnmatch.filter(USUAL, pattern) if wild else [pattern]
+        names = fnmatch.filter(usual, pattern) if wild else [pattern]
         if not names:
-            raise BadInput(f"case: '{pattern}' matches none of the usual cases: {', '.join(USUAL)}")
+            raise BadInput(f"case: '{pattern}' matches none of the usual cases here: {', '.join(usual)}")
         chosen += [name for name in names if name not in chosen]
     return chosen

@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from bmscale.config import Document, validate
-from bmscale.data.batch import CausalBatch
+from bmscale.data.batch import Batch, CausalBatch, PairBatch
 from bmscale.engine.engine import Engine
 from bmscale.evaluation.loss import batch_loss
 from bmscale.experiment import Experiment, RowTrainingConfig, TrainingConfig, experiment_class
@@ -37,9 +38,11 @@ def main(question: dict[str, Any]) -> dict[str, Any] | None:
         task = experiment.model.task
     else:
         document = Document(question["training"], {})
-        training = rows = validate(RowTrainingConfig, document)
-        task = TASKS["language_model"]
+        task = TASKS[question.get("task", "language_model")]
+        kind: type[TrainingConfig] = RowTrainingConfig if task.name == "language_model" else TrainingConfig
+        training = validate(kind, document)
     engine = Engine(training)
+    begun = engine.memory_gib()
     count = question["warmup_steps"] + question["steps"]
     if "experiment" in question:
         data = PairData(experiment)
@@ -49,52 +52,80 @@ def main(question: dict[str, Any]) -> dict[str, Any] | None:
     else:
         options = dict(question["model"])
         preset = task.presets[options.pop("preset")]
-        config = task.configure(**{**preset, **options, "vocab_size": question["vocab_size"]})
-        steps = [_random_rows(rows, config, engine, step) for step in range(count)]
+        size = task.sizes[options.pop("size")] if "size" in options else {}
+        config = task.configure(**{**preset, **size, **options, "vocab_size": question["vocab_size"]})
+        lengths = question["lengths"]
+        steps = [_random_step(training, config, lengths, engine, step) for step in range(count)]
     train_step = _bare(task, config, engine) if question["bare"] else _engine(task, config, engine)
-    losses, timed = [], steps[question["warmup_steps"] :]
+    losses, timed, clock = [], steps[question["warmup_steps"] :], [time.perf_counter()]
     for number, step in enumerate(steps):
-        if number == question["warmup_steps"]:
-            _wait(engine.device)
-            begun = time.perf_counter()
         losses.append(train_step(step, number))
-    _wait(engine.device)
-    seconds = time.perf_counter() - begun
-    memory = max(engine.memory_gib())
+        # Else a GPU is waited for where the time begins and ends only: in between the host may run ahead of it.
+        if question.get("each_step") or number + 1 in (question["warmup_steps"], count):
+            _wait(engine.device)
+        clock.append(time.perf_counter())
+    seconds = [end - start for start, end in pairwise(clock)][question["warmup_steps"] :]
+    memory = engine.memory_gib()
     if not engine.is_main:
         return None
     return {
-        "seconds": seconds,
+        "seconds": sum(seconds),
+        "step_seconds": seconds,
         "steps": len(timed),
         "target_tokens": sum(step.target_tokens for step in timed),
         "source_tokens": sum(step.tokens - step.target_tokens for step in timed),
         "slots": sum(step.slots for step in timed),
         "flops": sum(step.flops for step in timed),
-        "memory_gib": memory,
+        "begun_gib": begun,
+        "peak_gib": memory,
         "losses": [float(loss) for loss in losses[question["warmup_steps"] :]],
     }
 
 
-def _random_rows(training: RowTrainingConfig, config: TransformerConfig, engine: Engine, step: int) -> StepData:
-    """Rows of one document each, of random tokens."""
-    length = training.sequence_length
-    rows = max(1, training.tokens_per_step // length // engine.world_size)
-    most = max(1, training.max_micro_batch_tokens // length)
+def _random_step(
+    training: TrainingConfig, config: TransformerConfig, lengths: tuple[int, int], engine: Engine, step: int
+) -> StepData:
+    """Rows of one document each, or pairs, of random tokens and no padding; `lengths` are of source and target."""
+    source, target = lengths
+    rows = max(1, training.tokens_per_step // target // engine.world_size)
+    most = max(1, training.max_micro_batch_tokens // (source + target))
     generator = torch.Generator().manual_seed(step * engine.world_size + engine.rank)
-    batches = []
-    for start in range(0, rows, most):
-        tokens = torch.randint(5, config.vocab_size, (min(most, rows - start), length + 1), generator=generator)
-        segments = torch.ones_like(tokens[:, 1:])
-        batches.append(CausalBatch(tokens[:, :-1].contiguous(), segments, tokens[:, 1:].contiguous()))
-    tokens_of_all = rows * length * engine.world_size
-    flops = float(np.sum(training_flops(config, np.full(rows * engine.world_size, length))))
-    return StepData(batches, tokens_of_all, tokens_of_all, tokens_of_all, flops)
+    batches = [
+        _random_batch(min(most, rows - start), source, target, config.vocab_size, generator)
+        for start in range(0, rows, most)
+    ]
+    targets = rows * target * engine.world_size
+    tokens = targets + rows * source * engine.world_size
+    flops = float(np.sum(training_flops(config, *(np.full(rows * engine.world_size, n) for n in lengths if n))))
+    return StepData(batches, targets, tokens, tokens, flops)
+
+
+def _random_batch(rows: int, source: int, target: int, vocabulary: int, generator: torch.Generator) -> Batch:
+    tokens = torch.randint(5, vocabulary, (rows, target + 1), generator=generator)
+    read, following = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    if not source:
+        return CausalBatch(read, torch.ones_like(read), following)
+    sources = torch.randint(5, vocabulary, (rows, source), generator=generator)
+    return PairBatch(
+        sources.flatten()[None],
+        torch.ones(1, rows * source, dtype=torch.bool),
+        *(read.flatten()[None], following.flatten()[None]),
+        source_buckets=((rows, source),),
+        target_buckets=((rows, target),),
+    )
 
 
 def _engine(task: Task, config: TransformerConfig, engine: Engine) -> Any:
     training = engine.training
+
+    def make_model() -> torch.nn.Module:
+        model = task.model(config)
+        if training.activation_checkpointing:
+            model.activation_checkpointing_enable()
+        return model
+
     engine.build(
-        lambda: task.model(config),
+        make_model,
         lambda name, size: initial_value(name, size, training.seed, config),
         partial(make_optimizer, config=training.optimizer),
     )

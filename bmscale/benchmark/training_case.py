@@ -76,8 +76,6 @@ def train(setting: Setting, name: str, shape_name: str, precision: str, engine: 
     is that of metrics.jsonl, which stands still while a line is logged."""
     check_precision(precision)
     choice = EngineChoice.parse(engine)
-    if choice.name == "bare":
-        raise BadInput(f"{name}: `bare` is a loop of steps; use step/{shape_name}/{precision}/bare")
     run, command = new_run(setting, name, shape_name, precision, choice, log_every_steps=setting.warmup_steps)
     process.run(command, choice.threads, setting.log(name), setting.max_seconds)
     return _of_run(run, precision, choice)
@@ -128,9 +126,14 @@ def step(setting: Setting, name: str, shape_name: str, precision: str, engine: s
         for key in ("tokens_per_step", "max_micro_batch_tokens"):
             section[key] = max(length, section[key] // length * length)
         question |= {"model": chosen["model"], "training": section, "vocab_size": chosen["vocab_size"]}
+        question["lengths"] = (0, length)
     command = [*choice.start(), "-m", "bmscale.benchmark.step_loop"]
     answer = process.ask(command, question, choice.threads, setting.log(name), setting.max_seconds)
-    losses = answer.pop("losses")
+    losses, memory = answer.pop("losses"), max(answer.pop("peak_gib"))
+    for of_prediction in ("begun_gib", "step_seconds"):
+        answer.pop(of_prediction)
     measured = peak.measure_ranks(precision, choice.ranks, choice.threads)
     sheet = datasheet_flops(precision, choice.ranks)
-    return Figures(**answer, losses=(losses[0], losses[-1]), peak_flops=measured, datasheet_flops=sheet)
+    return Figures(
+        **answer, memory_gib=memory, losses=(losses[0], losses[-1]), peak_flops=measured, datasheet_flops=sheet
+    )

@@ -1,10 +1,14 @@
 """What the options of several commands have in common, and how text comes in and goes out."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
+
+from bmscale.errors import BadInput
 
 if TYPE_CHECKING:
     from bmscale.inference.translator import SearchOptions
@@ -35,6 +39,29 @@ def add_experiment(parser: argparse.ArgumentParser, *, required: bool = True) ->
     parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="values over the file's, such as training.seed=3"
     )
+
+
+def check_folder(option: str, given: str) -> None:
+    """Before any work: raises BadInput where `given` is no folder and none can be made there."""
+    _check_place(option, given, Path(given).absolute())
+
+
+def check_file(option: str, given: str) -> None:
+    """Before any work: raises BadInput where `given` can be no file."""
+    if Path(given).is_dir():
+        raise BadInput(f"{option}: must be a file; got '{given}', which is a folder")
+    _check_place(option, given, Path(given).absolute().parent)
+
+
+def _check_place(option: str, given: str, folder: Path) -> None:
+    """Whether the folder, or the nearest one above it that is there, can be written."""
+    there = next(place for place in [folder, *folder.parents] if place.exists() or place.is_symlink())
+    if not given:
+        raise BadInput(f"{option}: must name where to write; got an empty name")
+    if not there.is_dir():
+        raise BadInput(f"{option}: must be a free path or a folder; got '{given}', and {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BadInput(f"{option}: must be where you may write; got '{given}', and {there} cannot be written")
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import math
 import signal
 from pathlib import Path
 
-from bmscale.commands.arguments import Commands, add, add_experiment
+from bmscale.commands.arguments import Commands, add, add_experiment, check_file, check_folder
 from bmscale.errors import BadInput
 
 log = logging.getLogger("bmscale")
@@ -21,7 +21,7 @@ def add_plan(commands: Commands) -> None:
         "before a run: will it fit, how fast, which ZeRO stage, what will it cost; with the files to run it",
         _plan,
     )
-    add_experiment(parser)
+    add_experiment(parser, required=False)
     parser.add_argument("--gpu", metavar="NAME", help="h100, h200, b200, a100-80, v100, …, cpu (default: h100)")
     parser.add_argument("--gpus", type=int, metavar="N", help="accelerators of a node (default: of the usual node)")
     parser.add_argument("--nodes", type=int, metavar="N", help="default: 1")
@@ -38,17 +38,64 @@ def add_plan(commands: Commands) -> None:
     parser.add_argument("--json", action="store_true", help="everything, for programs")
     parser.add_argument("--plot", metavar="FILE", help="memory and scaling as a picture, .png or .svg")
     parser.add_argument("--write", metavar="FOLDER", help="overrides, DeepSpeed JSON, Accelerate YAML, sbatch script")
+    parser.add_argument(
+        "--verify",
+        nargs="*",
+        metavar="NAME",
+        help="without CONFIG: predict short real trainings, measure them on this machine and print both; only those "
+        "whose names begin so (about a quarter of an hour for all, and 5 GiB of RAM)",
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="of --verify: steps that are timed (default: 5)")
+    parser.add_argument("--warmup-steps", type=int, metavar="N", help="of --verify: steps before them (default: 2)")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from bmscale.benchmark import prediction
+
+    if options.config is not None:
+        raise BadInput(f"--verify: must stand without CONFIG; got '{options.config}'")
+    unused = ("gpu", "gpus", "nodes", "this_machine", "target_tokens", "price", "ram_gib", "nvme_gib", "plot", "write")
+    for name in unused:
+        if getattr(options, name):
+            raise BadInput(f"--{name.replace('_', '-')}: does not go with --verify, which measures this machine")
+    steps = {"warmup_steps": 2, "steps": 5}
+    for name in steps:
+        given = getattr(options, name)
+        if given is not None and not given > 0:
+            raise BadInput(f"--{name.replace('_', '-')}: must be above 0; got {given}")
+        steps[name] = given or steps[name]
+    rows = []
+    try:
+        for row in prediction.verify(prediction.choose(options.verify), steps["warmup_steps"], steps["steps"]):
+            log.info("%s: memory %+.1f %%, step %.2f s", row.run.name, 100 * row.memory_error, row.seconds)
+            rows.append(row)
+    finally:  # minutes of measuring are not lost with a run that fails
+        if rows and options.json:
+            print(json.dumps({"runs": [row.to_dict() for row in rows], **prediction.summary(rows)}, indent=2))
+        elif rows:
+            print(prediction.table(rows))
+    return 0
 
 
 def _plan(options: argparse.Namespace) -> int:
     from bmscale.cluster.submit import fill_in
     from bmscale.experiment import read_experiment
-    from bmscale.planning import charts, disk, files, hardware, plan, table
+    from bmscale.planning import charts, check, disk, files, hardware, plan, table
     from bmscale.planning.workload import Workload
 
+    if options.verify is not None:
+        return _verify(options)
+    for name in ("steps", "warmup_steps"):
+        if getattr(options, name) is not None:
+            raise BadInput(f"--{name.replace('_', '-')}: goes with --verify only")
+    if options.config is None:
+        raise BadInput("CONFIG: must be given, as a YAML file or the name of a preset such as toy")
     experiment = read_experiment(options.config, options.overrides)
     if options.plot:
         charts.check_path(Path(options.plot))
+        check_file("--plot", options.plot)
+    if options.write is not None:
+        check_folder("--write", options.write)
     tokens = plan.parse_tokens(options.target_tokens) if options.target_tokens else None
     if options.price is not None and not 0 <= options.price < math.inf:
         raise BadInput(f"--price: must be a number from 0 on; got {options.price:g}")
@@ -62,12 +109,14 @@ def _plan(options: argparse.Namespace) -> int:
         card = hardware.find_accelerator(gpu or "h100")
         machine = hardware.Machine.of(card, gpus, 1 if nodes is None else nodes, ram_gib=ram, nvme_gib=nvme)
     found = plan.make(Workload.of(experiment, on_cpu=machine.accelerator.is_cpu), machine)
+    found = check.beside(found, experiment)
     if tokens is None and experiment.training.max_steps is not None:
         tokens = experiment.training.max_steps * found.ways[0].step.tokens
     costs = None if tokens is None else plan.cost(found, found.ways[0], tokens, options.price)
     print(json.dumps(plan.to_dict(found, costs), indent=2) if options.json else table.to_text(found, costs))
     if options.plot:
         charts.draw(found, Path(options.plot))
+        log.info("written to %s", options.plot)
     if found.chosen is None:
         if options.write:
             log.warning("nothing fits, so nothing is written to %s", options.write)
@@ -156,7 +205,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     from bmscale.benchmark.setting import Setting
 
     if options.list:
-        print("\n".join([*benchmark.KINDS.values(), "", "usual:", *benchmark.USUAL]))
+        print(benchmark.listed())
         return 0
     if options.micro_batch_tokens is None:
         options.micro_batch_tokens = 4 * options.tokens_per_step
@@ -176,6 +225,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         parse_peers(options.peer),
     )
     benchmark.check(setting, cases, ratios)
+    check_folder("--output", options.output)
     found = benchmark.benchmark(setting, cases, options.repeats)
     lines, reached = benchmark.ratio_lines(found, ratios)
     print("\n".join([benchmark.table(found), *([""] if lines else []), *lines]))

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING
 
 from bmscale.doctor import packages
 from bmscale.doctor.findings import Finding, Line, Report, attempt, failure, merged
-from bmscale.doctor.meeting import GRACE, GivenUp, Meeting, Worker
+from bmscale.doctor.meeting import GRACE, GivenUp, Meeting, Worker, not_met
 from bmscale.errors import BadInput, LostRank
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def doctor(config: str | None, overrides: Sequence[str], *, seconds: float, as_j
     """
     if not 0 < seconds < float("inf"):
         raise BadInput(f"--seconds: must be above 0; got {seconds:g}")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what c10d warns of, with its stack, the checks say
     with _own_stdout() as out:
         visit = _Visit(out, as_json, seconds)
         absent = list(packages.missing())
@@ -125,11 +126,14 @@ class _Visit:
         """All checks, in their order."""
         findings = [self.alone(name, check) for name, check in checks.alone().items()]
         try:
-            self.meeting = Meeting.of_launch(self.rank, checks.world_size, self._seconds)
+            # With a limit of our own: what listens at the port may be no store, and never answer.
+            meet = partial(Meeting.of_launch, self.rank, checks.world_size, self._seconds)
+            self.meeting = self.worker.do(meet, self._seconds + GRACE)
             self.hosts = self.meeting.exchange("hosts", self.host, self._seconds)
             findings.append(self.who_came())
         except LostRank as error:
-            findings.append(failure("ranks", error))
+            findings.append(failure("ranks", not_met(checks.world_size, self._seconds) if self.worker.stuck else error))
+            self.gave_up = self.gave_up or self.worker.stuck
         self.share("machine", findings, BUILD_SECONDS)
         for name, check in checks.together().items():
             self.together(name, check, self._seconds * (TRIAL_TIMES if name == "trial" else 1))

@@ -97,6 +97,11 @@ def check_settings(environment: Mapping[str, str]) -> Finding:
     if slow:
         return Finding("settings", "warn", f"{', '.join(slow)}: for looking for errors, and slow", "unset it to train")
     threads, ranks = torch.get_num_threads(), local_ranks(environment)
+    given = environment.get("OMP_NUM_THREADS", "1")
+    first = given.split(",")[0].strip()  # of OpenMP's list, a number a nested level
+    if not (first.isdecimal() and int(first)):
+        found = f"OMP_NUM_THREADS must be a number of threads from 1 on; got '{given}', which is not heeded"
+        return Finding("settings", "warn", found, f"OMP_NUM_THREADS={max(1, cores() // ranks)}")
     if threads * ranks > cores() and ranks > 1:
         found = f"{ranks} ranks × {threads} threads on {cores()} cores: they wait for each other"
         return Finding("settings", "warn", found, f"OMP_NUM_THREADS={max(1, cores() // ranks)}")

@@ -2,16 +2,22 @@
 works before any process group does and after one is broken."""
 
 import contextlib
+import errno
 import json
+import logging
+import os
 import queue
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from bmscale.errors import LostRank
+
+log = logging.getLogger("bmscale")
 
 T = TypeVar("T")
 
@@ -61,6 +67,49 @@ class Worker:
         raise GivenUp(why)
 
 
+def not_met(world_size: int, seconds: float) -> LostRank:
+    """What to say where ranks did not meet in time, for whatever reason."""
+    address, port = (os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT"))
+    return LostRank(
+        f"all {world_size} ranks must meet at {address}:{port} within {seconds:g} s, and did not: look whether each "
+        "was started with this address and port, whether it is one of rank 0's machine, whether something else listens "
+        "there, and whether a firewall stands between; --seconds waits longer"
+    )
+
+
+def check_address(environment: Mapping[str, str], *, listens: bool) -> None:
+    """Whether ranks can meet at MASTER_ADDR and MASTER_PORT; `listens` where this one holds the port itself. Raises
+    LostRank."""
+    address, given = environment.get("MASTER_ADDR", ""), environment.get("MASTER_PORT", "")
+    port = int(given) if given.isdecimal() and len(given) < 6 else 0
+    if not 0 < port < 2**16:
+        raise LostRank(
+            f"MASTER_PORT must be a number of 1 to 65535; got '{given}': --main_process_port of accelerate, "
+            "--master-port of torchrun sets it"
+        )
+    try:
+        known = bool(address) and bool(socket.getaddrinfo(address, port, type=socket.SOCK_STREAM))
+    except (OSError, UnicodeError):
+        known = False
+    if not known:
+        raise LostRank(
+            f"MASTER_ADDR must be a name or an address of rank 0's machine that this one knows; got '{address}': "
+            "--main_process_ip of accelerate, --master-addr of torchrun sets it"
+        )
+    if not listens:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            why = "the system keeps it for itself" if error.errno == errno.EACCES else "another process has it"
+            raise LostRank(
+                f"MASTER_PORT must be a port that rank 0 can listen at; got {port}, and {why}: take a free one above "
+                "1023, the same for all ranks"
+            ) from None
+
+
 class Meeting:
     """All ranks of a launch, or one process alone."""
 
@@ -72,16 +121,19 @@ class Meeting:
 
     @classmethod
     def of_launch(cls, rank: int, world_size: int, seconds: float) -> "Meeting":
-        """Those that the launcher started. Raises LostRank where its store is not reached in time."""
+        """Those that the launcher started. Raises LostRank where its store is not reached in time, or cannot be."""
         if world_size == 1:
             return cls(None, rank, world_size)
+        # torch's own store, where no launcher holds it, is that of rank 0.
+        check_address(os.environ, listens=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
         from torch.distributed import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
         try:
             store, *_ = next(iter(rendezvous("env://", timeout=timedelta(seconds=seconds))))
         except Exception as error:  # torch raises several kinds
-            raise LostRank(f"rank 0 cannot be reached: {str(error).splitlines()[0]}") from None
+            log.debug("the ranks did not meet: %s", error)
+            raise not_met(world_size, seconds) from None
         return cls(PrefixStore("bmscale-doctor", store), rank, world_size)
 
     def exchange(self, topic: str, value: Any, seconds: float) -> dict[int, Any]:

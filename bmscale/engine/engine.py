@@ -8,7 +8,6 @@ import hashlib
 import logging
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bmscale.engine import deepspeed_config, process_group
+from bmscale.engine import deepspeed_config, host_memory, process_group
 from bmscale.engine.disk import Disk
 from bmscale.engine.sub_groups import SubGroups
 from bmscale.experiment import TrainingConfig
@@ -162,10 +161,28 @@ class Engine:
         self._groups = SubGroups(model.optimizer) if self.partitioned else None
         self.module.register_forward_pre_hook(lambda *_: self.moved())
         self._names = dict(self.module.named_parameters())
+        self._make_moments()
         self._keepers = _even_shares(self.shapes(), self.world_size)
         self._base_rates = [group["lr"] for group in self._param_groups]
         if self.file:
             self._check_deepspeed()
+
+    def _make_moments(self) -> None:
+        """Make AdamW's moments now, and not in its first step: there they would lie behind what a step needs besides,
+        and keep its place from being one. Those that are offloaded come with the first step, as DeepSpeed has it."""
+        if self.file and self.file.offloads("optimizer"):
+            return
+        parameters = (
+            self.wrapped.optimizer.fp32_partitioned_groups_flat
+            if self.partitioned
+            else [parameter for group in self.adam.param_groups for parameter in group["params"]]
+        )
+        for parameter in parameters:
+            self.adam.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
 
     def _construction(self) -> AbstractContextManager[Any]:
         if not self.partitioned:
@@ -405,8 +422,9 @@ class Engine:
     def _link_moments(self) -> None:
         """Have ZeRO-1 and 2 find the moments of every parameter group.
 
-        They link moments to parameters once, right after the first group's first step, when the later groups have
-        none yet, and would say that those have no moments (DeepSpeed 0.19.8, stage_1_and_2.py `_optimizer_step`).
+        They link moments to parameters once, right after the first group's first step, when under offload the later
+        groups have none yet, and would say that those have no moments (DeepSpeed 0.19.8, stage_1_and_2.py
+        `_optimizer_step`).
         """
         zero: Any = getattr(self.wrapped, "optimizer", None)
         if self.stage > 0 and hasattr(zero, "_hp_optimizer_states_linked"):
@@ -444,7 +462,7 @@ class Engine:
         """Set masters, moments, model weights and the optimizer's own step count. Collective.
 
         `read` gives any range of a flat parameter, and each rank asks for no more than it holds. `empty_step` takes one
-        step at rate 0 on nothing, which makes Adam create its moments in whatever shape this ZeRO stage keeps them.
+        step at rate 0 on nothing, after which there are moments, in whatever shape this ZeRO stage keeps them.
         """
         empty_step()
         self._link_moments()
@@ -498,10 +516,7 @@ class Engine:
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated() / 2**30
         else:
-            import resource
-
-            unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+            peak = host_memory.peak() / 2**30
         return [round(value, 3) for value in process_group.gather_objects(peak)]
 
 

@@ -111,6 +111,8 @@ class TransformerConfig(PreTrainedConfig):
             derived_later = name == "head_dim" and self.head_dim == 0
             if hasattr(self, name) and not derived_later and not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be above 0 and finite; got {getattr(self, name)}")
+            if name in _MOST and hasattr(self, name) and getattr(self, name) > _MOST[name]:
+                raise ValueError(f"{name} must be at most {_MOST[name]:,}; got {getattr(self, name):,}")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name)}")
@@ -189,6 +191,19 @@ _POSITIVE = (
     "logit_scale",
     "max_position_embeddings",
 )
+
+# Far above any model there is: beyond them sizes of tensors leave 64 bits, and so many blocks take for ever to make.
+_MOST = {
+    "hidden_size": 2**20,
+    "num_attention_heads": 2**16,
+    "num_key_value_heads": 2**16,
+    "head_dim": 2**16,
+    "intermediate_size": 2**23,
+    "num_encoder_layers": 2**14,
+    "num_decoder_layers": 2**14,
+    "num_hidden_layers": 2**14,
+    "max_position_embeddings": 2**40,
+}
 
 # What the experiment does not choose: the tokenizer does, or the architecture.
 _NOT_OPTIONS = (

@@ -101,6 +101,17 @@ def count_parameters(config: TransformerConfig) -> ParameterCount:
     return ParameterCount(table * (1 if config.tie_word_embeddings else 2), stack)
 
 
+def count_blocks(config: TransformerConfig) -> list[tuple[int, int]]:
+    """(depth, parameters of one block) of each stack, in the order in which they run."""
+    if isinstance(config, EncoderDecoderConfig):
+        stacks = [(config.num_encoder_layers, False), (config.num_decoder_layers, True)]
+    else:
+        assert isinstance(config, DecoderOnlyConfig | EncoderOnlyConfig)
+        stacks = [(config.num_hidden_layers, False)]
+    one, two = ([_stack(config, depth, reads_source=reads) for _, reads in stacks] for depth in (1, 2))
+    return [(int(depth), more - less) for (depth, _), less, more in zip(stacks, one, two, strict=True)]
+
+
 def _stack(config: TransformerConfig, depth: int, *, reads_source: bool) -> int:
     """The blocks of a stack and its last norm."""
     norm = config.hidden_size * (2 if config.norm == "layer_norm" else 1)

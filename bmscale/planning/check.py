@@ -22,7 +22,8 @@ from bmscale.planning.zero import Zero
 log = logging.getLogger("bmscale")
 
 BEYOND_DOUBT = 1.15
-"""A need of so many times what is there is refused: the planner errs by less (README, `bmscale plan`)."""
+"""A need of so many times what is there is refused: the planner asks for less than that too much (README, `bmscale plan
+--verify`). Where tensors have to lie in the C library's heap (engine/host_memory.py), they take more than it says."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,37 @@ class Need:
         return f"a rank takes about {device}{gib(memory.host)} of RAM"
 
 
-def need(experiment: Experiment, file: DeepSpeedFile | None, environment: Mapping[str, str], world_size: int) -> Need:
-    """Of an experiment on the nodes that were launched. Raises BadInput for a step with fewer rows than ranks."""
+def asked(experiment: Experiment, file: DeepSpeedFile | None, workload: Workload, machine: hardware.Machine) -> Way:
+    """What an experiment asks for, with the DeepSpeed file that it chooses. Raises BadInput for a step with fewer rows
+    than ranks."""
     training = experiment.training
-    workload = Workload.of(experiment, on_cpu=not torch.cuda.is_available())
-    zero = Zero.from_json(file.values) if file else Zero(0)
+    zero = Zero.from_json(file.values) if file else Zero(0, plain=True)
     slots = workload.source + workload.target + is_classifier(workload.config)
     rows = min(plan.MOST_ROWS, max(1, training.max_micro_batch_tokens // slots))
-    rows = min(rows, -(-workload.rows_per_step // world_size))
+    rows = min(rows, -(-workload.rows_per_step // machine.world_size))
+    return plan.assess(workload, zero, machine, rows, training.activation_checkpointing)
+
+
+def beside(found: plan.Plan, experiment: Experiment) -> plan.Plan:
+    """The plan, with what the experiment asks for to be compared. Raises BadInput for a DeepSpeed file that cannot be
+    read."""
+    ranks, choice = found.machine.world_size, experiment.training.deepspeed
+    if choice == deepspeed_config.NONE and ranks > 1:
+        log.warning("training.deepspeed=none runs on one rank; this is a plan for %d", ranks)
+        return found
+    choice = deepspeed_config.choose(choice, {}, ranks)
+    file = deepspeed_config.read(choice) if choice else None
+    return replace(found, asked=asked(experiment, file, found.workload, found.machine))
+
+
+def need(experiment: Experiment, file: DeepSpeedFile | None, environment: Mapping[str, str], world_size: int) -> Need:
+    """Of an experiment on the nodes that were launched. Raises BadInput for a step with fewer rows than ranks."""
+    workload = Workload.of(experiment, on_cpu=not torch.cuda.is_available())
     whole, free = (_machine(experiment, file, environment, world_size, free=free) for free in (False, True))
-    again = training.activation_checkpointing
-    way = plan.assess(workload, zero, whole, rows, again)
+    way = asked(experiment, file, workload, whole)
     if way.lacks is None:
-        return Need(way, plan.assess(workload, zero, free, rows, again).lacks, "")
-    smaller = plan.search(workload, zero, whole, again, hardware.CALIBRATION)
+        return Need(way, asked(experiment, file, workload, free).lacks, "")
+    smaller = plan.search(workload, way.zero, whole, way.checkpointing, hardware.CALIBRATION)
     if smaller.lacks is None:
         return Need(way, way.lacks, f"training.max_micro_batch_tokens={workload.slots(smaller.rows)}")
     other = plan.make(workload, whole)

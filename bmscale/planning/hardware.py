@@ -229,8 +229,16 @@ class Calibration:
     """What the allocator reserves beyond what lives, as a share of it."""
     context: float = 1.0 * GIB
     """Of the accelerator: driver, cuBLAS and NCCL."""
-    interpreter: float = 0.55 * GIB
-    """RAM of a rank before it has a model."""
+    host_process: float = 0.55 * GIB
+    """RAM of a rank that computes on an accelerator, before it has a model (assumed)."""
+    interpreter: float = 0.38 * GIB
+    """RAM of a CPU rank before it has a model."""
+    kernels: float = 28 * 2**20
+    """RAM that a CPU rank's first step adds for code and for buffers of matrix products."""
+    deepspeed: float = 40 * 2**20
+    """RAM that DeepSpeed's modules add."""
+    peers: float = 20 * 2**20
+    """RAM of a CPU rank for collectives with others."""
     host_adam_bandwidth: float = 80 * GIGA
     """Bytes/s at which the CPUs of a node step AdamW, all ranks together."""
     host_watts: float = 0.35

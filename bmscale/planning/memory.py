@@ -2,22 +2,20 @@
 
 States follow what DeepSpeed 0.19.8 holds (stage_1_and_2.py, stage3.py) with AdamW in fp32: 4 bytes of master weight, 8
 of moments and 4 of gradient a parameter, spread over the ranks from the stage on that says so. Activations are those of
-activations.py, the loss those of model/loss.py. The peak is the largest of three moments: the loss is computed, the
-last block is differentiated, the optimizer steps.
+activations.py, the loss those of model/loss.py; what comes and goes is played through (rehearsal.py).
 """
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from bmscale.planning.hardware import CALIBRATION, Calibration, Machine
+from bmscale.planning.rehearsal import Loss, Rehearsal
 from bmscale.planning.workload import Workload
 from bmscale.planning.zero import Zero
 
 _LOGITS_PER_CHUNK = 2**24  # model/loss.py
 _MODEL_FILE = 2 * 2**30  # model/folder.py
 _STATE_FILE = 2**28  # training/checkpoint.py
-_ALL_REDUCE = 500_000_000
-"""Elements of gradients that stage 0 flattens at a time (deepspeed/runtime/engine.py, allreduce_gradients)."""
 
 
 @dataclass(frozen=True)
@@ -78,31 +76,32 @@ def estimate(
 ) -> Memory:
     """Memory of a rank that runs `micro_batches` of `rows` rows a step, the ranks being those of the machine."""
     ranks, on_cpu = machine.world_size, machine.accelerator.is_cpu
-    states = _states(workload, zero, ranks)
-    buffers, live = _buffers(workload, zero, ranks), _live(workload, zero, ranks)
-    kept, forward, backward = _activations(workload, zero, rows, checkpointing)
-    loss_forward, loss_backward, tied = _loss(workload, zero, rows)
-    step = _step(workload, zero, ranks)
-    moments = [
-        {**states, "activations": kept + forward, "logits": loss_forward},
-        {**states, "activations": kept, "logits": loss_backward},
-        {**states, "activations": kept + backward, "logits": tied},
-        {**states, "gradients": states["gradients"] + step},
-    ]
-    moment = max(moments, key=lambda parts: sum(parts.values()))
-    moment |= {"buffers": buffers, "live": live}
-    context = calibration.interpreter if on_cpu else calibration.context
-    # States are allocated once; it is what comes and goes that leaves holes.
-    moving = moment.get("activations", 0.0) + moment.get("logits", 0.0) + buffers + live
-    accelerator = Breakdown(**moment, fragmentation=calibration.fragmentation * moving, context=context)
+    stacks, gathered = workload.stacks(rows, autocast=zero.stage == 0), live_elements(workload, zero)
+    space = Rehearsal(
+        *(workload, zero, ranks, [cost for _, cost in stacks], _loss(workload, rows)),
+        checkpointing=checkpointing,
+        micro_batches=micro_batches,
+        gathered=gathered,
+    ).play()
+    lives = sum(space.peak.values())
+    if on_cpu:
+        # With states on disk, freed memory goes back to the system at once (engine/host_memory.py, give_back).
+        holes = 0.0 if zero.offload == "nvme" else space.resident - lives
+        context = _context(zero, ranks, calibration)
+    else:
+        states = sum(space.peak.get(part, 0.0) for part in ("parameters", "masters", "optimizer"))
+        # States are allocated once; it is what comes and goes that leaves holes.
+        context, holes = calibration.context, calibration.fragmentation * (lives - states)
+    accelerator = Breakdown(**space.peak, fragmentation=holes, context=context)
     ram, nvme = _offloaded(workload, zero, ranks, micro_batches)
-    # Below stage 3 a rank first makes the whole model in RAM, in fp32.
-    built = 4.0 * (workload.parameters if zero.stage < 3 else workload.largest_matrix)
     written = ram + _writing(workload, zero, machine)
     if on_cpu:
-        still = sum(states.values()) + buffers + context
-        return Memory(accelerator, max(accelerator.total + ram, still + written, context + built), nvme)
-    return Memory(accelerator, calibration.interpreter + max(written, built), nvme)
+        # What tensors have taken stays with the process; files are put together beside them.
+        still = sum(space.live.values()) if zero.offload == "nvme" else space.resident
+        return Memory(accelerator, max(accelerator.total + ram, still + context + written), nvme)
+    # Below stage 3 a rank first makes the whole model in RAM, in fp32.
+    built = 4.0 * (workload.parameters if zero.stage < 3 else workload.largest_matrix)
+    return Memory(accelerator, calibration.host_process + max(written, built), nvme)
 
 
 def weight_bytes(workload: Workload, zero: Zero) -> int:
@@ -110,38 +109,10 @@ def weight_bytes(workload: Workload, zero: Zero) -> int:
     return 2 if workload.precision == "bf16" and zero.stage > 0 else 4
 
 
-def _states(workload: Workload, zero: Zero, ranks: int) -> dict[str, float]:
-    """Parameters, gradients, masters and moments that stay on the accelerator."""
-    count, weight, moments = workload.parameters, weight_bytes(workload, zero), 12 if workload.keeps_average else 8
-    if zero.stage == 0:
-        return {"parameters": 4 * count, "gradients": 4 * count, "masters": 0.0, "optimizer": moments * count}
-    own = count / ranks
-    parameters = (0.0 if zero.parameters != "none" else weight * own) if zero.stage == 3 else weight * count
-    if zero.optimizer != "none":
-        return {"parameters": parameters, "gradients": 0.0, "masters": 0.0, "optimizer": 0.0}
-    gradients = 4 * count if zero.stage == 1 else 4 * own
-    return {"parameters": parameters, "gradients": gradients, "masters": 4 * own, "optimizer": moments * own}
-
-
-def _step(workload: Workload, zero: Zero, ranks: int) -> float:
-    """What the optimizer's step needs beside: gradients of the own part, flattened once more."""
-    if zero.stage == 0 or zero.optimizer != "none":
-        return 0.0
-    own = workload.parameters / ranks
-    return 4 * (own if zero.stage < 3 else min(own, zero.sub_group))
-
-
-def _buffers(workload: Workload, zero: Zero, ranks: int) -> float:
-    """Buckets; of one that is larger than the model only a part is ever touched."""
-    if zero.stage == 0:
-        return 4.0 * min(workload.parameters, _ALL_REDUCE) if ranks > 1 else 0.0
-    elements, weight = min(zero.bucket, workload.parameters), weight_bytes(workload, zero)
-    if zero.stage == 1:
-        return 4.0 * elements
-    copies = 2 if zero.overlap else 1
-    if zero.stage == 3:
-        copies += 1  # reduce_scatter_coalesced pads and joins the bucket's gradients
-    return float(weight * elements * copies)
+def _context(zero: Zero, ranks: int, calibration: Calibration) -> float:
+    """Of a CPU rank: the interpreter, and the libraries that only a training step loads."""
+    deepspeed = 0.0 if zero.plain else calibration.deepspeed
+    return calibration.interpreter + calibration.kernels + deepspeed + (calibration.peers if ranks > 1 else 0.0)
 
 
 def live_elements(workload: Workload, zero: Zero) -> float:
@@ -153,42 +124,22 @@ def live_elements(workload: Workload, zero: Zero) -> float:
     return float(min(workload.parameters, zero.reuse / 2 + workload.largest_matrix + zero.prefetch))
 
 
-def _live(workload: Workload, zero: Zero, ranks: int) -> float:
-    if zero.stage < 3:
-        return 0.0
-    return weight_bytes(workload, zero) * live_elements(workload, zero)
-
-
-def _activations(workload: Workload, zero: Zero, rows: int, checkpointing: bool) -> tuple[float, float, float]:
-    """(kept until the backward pass, needed beside in a block's forward, in its backward pass)."""
-    stacks = workload.stacks(rows, autocast=zero.stage == 0)
-    compute = 2 if workload.precision == "bf16" else 4
+def _loss(workload: Workload, rows: int) -> Loss:
+    """Bytes of the loss, as model/loss.py has them: it computes the gradients of states and head (in fp32) with
+    itself."""
+    item = 2 if workload.precision == "bf16" else 4
     width, shape = workload.config.hidden_size, workload.shape(rows)
     # The states after the last block of each stack, and those that its norm makes of them.
-    ends = sum((cost.entry for _, cost in stacks), 0.0) + shape.rows * shape.target * width * compute
+    ends = 0.0
+    for length in (shape.source, shape.target):
+        ends += 2 * shape.rows * length * width * item
     if shape.source:
-        ends += shape.rows * shape.source * width * compute + shape.rows * shape.target * shape.source
+        ends += shape.rows * shape.target * shape.source
     if workload.packed or shape.source:
-        own = shape.source or shape.target
-        ends += shape.rows * own * own
-    if not checkpointing:
-        kept = sum(depth * cost.saved for depth, cost in stacks)
-        return (kept + ends, *(max(getattr(cost, of) for _, cost in stacks) for of in ("forward", "backward")))
-    kept = sum(depth * cost.entry for depth, cost in stacks)
-    again = max(cost.saved - cost.entry + cost.backward for _, cost in stacks)
-    return kept + ends, max(cost.saved - cost.entry + cost.forward for _, cost in stacks), again
-
-
-def _loss(workload: Workload, zero: Zero, rows: int) -> tuple[float, float, float]:
-    """Bytes of the loss in its forward pass, at the start of its backward pass, and what stays of it until the end.
-
-    model/loss.py computes the gradients of states and head with the loss, the head's in fp32.
-    """
+        ends += shape.rows * (shape.source or shape.target) ** 2
     count, table = workload.predictions(rows), workload.table
     if not count:
-        return 0.0, 0.0, 0.0
-    item = 2 if workload.precision == "bf16" else 4
-    states = count * workload.config.hidden_size * item
+        return Loss(0.0, 0.0, 0.0, 0.0, ends)
     most = max(1, _LOGITS_PER_CHUNK // workload.config.vocab_size)
     chunk, several = min(count, most) * workload.config.vocab_size, count > most
     # Logits and probabilities, beside which those of the chunk before are still held; softmax in fp32 of bf16 logits
@@ -196,11 +147,7 @@ def _loss(workload: Workload, zero: Zero, rows: int) -> tuple[float, float, floa
     alone = 10 if item == 2 else 8
     each = 8 if item == 2 and not workload.on_cpu else 12 if several else alone
     cast = table * item if item == 2 else 0.0
-    forward = states + 4 * table + max(chunk * each, chunk * 4 + cast)
-    backward = 2 * states + 2 * 4 * table + cast
-    # A tied head's gradient waits for that of the embedding.
-    tied = (2 if workload.config.tie_word_embeddings else 0) * table * weight_bytes(workload, zero)
-    return forward, backward, states + tied
+    return Loss(count * width * item, 4.0 * table, max(chunk * each, chunk * 4 + cast), cast, ends)
 
 
 def _writing(workload: Workload, zero: Zero, machine: Machine) -> float:

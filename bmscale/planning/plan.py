@@ -59,6 +59,8 @@ class Plan:
     """Why each way but the first is not chosen, in the order of `ways`."""
     remedies: list[str]
     """What would make one fit, where none does."""
+    asked: Way | None = None
+    """What the experiment asks for, where that is known."""
 
     @property
     def chosen(self) -> Way | None:
@@ -167,6 +169,16 @@ def _lacks(memory: Memory, machine: Machine, calibration: Calibration) -> tuple[
     return f"needs {gib(need)} {what} and has {gib(there)}{part}", excess
 
 
+def against_chosen(plan: Plan, way: Way) -> str:
+    """Of what the experiment asks for: `the chosen one`, `needs …`, `12% slower: computes more`."""
+    chosen = plan.ways[0]
+    if way.describe() == chosen.describe():
+        return "the nearest one above" if plan.chosen is None else "the chosen one"
+    if way.lacks is not None or plan.chosen is None:
+        return way.lacks or "fits"
+    return f"fits, {_slower(way, chosen).removesuffix(', and less simple')}"
+
+
 def _parts(memory: Memory) -> dict[str, float]:
     return {name: value for name, value in vars(memory.accelerator).items() if value}
 
@@ -174,6 +186,8 @@ def _parts(memory: Memory) -> dict[str, float]:
 def _slower(way: Way, chosen: Way) -> str:
     """By how much, and where the time goes."""
     ratio = way.step.seconds / chosen.step.seconds - 1
+    if ratio < -ALIKE:
+        return f"{-ratio:.0%} faster"
     if ratio <= ALIKE:
         return "as fast, and less simple"
     names = {
@@ -289,6 +303,9 @@ def cost(
     )
 
 
+MOST_TOKENS = 1e18
+"""Of a target: far above any training there was, and costs stay numbers that can be read."""
+
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 
 
@@ -301,6 +318,8 @@ def parse_tokens(text: str) -> float:
         value = math.nan
     if not value > 0:
         raise BadInput(f"--target-tokens: must be a number with k, M, G, B or T behind it, as in 10Gt; got '{text}'")
+    if value > MOST_TOKENS:
+        raise BadInput(f"--target-tokens: must be at most {MOST_TOKENS:g}; got '{text}'")
     return value
 
 
@@ -324,18 +343,22 @@ def to_dict(plan: Plan, costs: Cost | None) -> dict[str, Any]:
         },
         "fits": plan.chosen is not None,
         "ways": [
-            {
-                "zero": way.zero.to_dict(),
-                "activation_checkpointing": way.checkpointing,
-                "rows": way.rows,
-                "max_micro_batch_tokens": plan.workload.slots(way.rows),
-                "memory_bytes": way.memory.to_dict(),
-                "step": way.step.to_dict(),
-                "fits": way.lacks is None,
-                "why_not": why,
-            }
-            for way, why in zip(plan.ways, [plan.ways[0].lacks, *plan.losses], strict=True)
+            _way_to_dict(plan, way, why) for way, why in zip(plan.ways, [plan.ways[0].lacks, *plan.losses], strict=True)
         ],
+        "yours": plan.asked and _way_to_dict(plan, plan.asked, against_chosen(plan, plan.asked)),
         "remedies": plan.remedies,
         "cost": None if costs is None else vars(costs),
+    }
+
+
+def _way_to_dict(plan: Plan, way: Way, why: str | None) -> dict[str, Any]:
+    return {
+        "zero": way.zero.to_dict(),
+        "activation_checkpointing": way.checkpointing,
+        "rows": way.rows,
+        "max_micro_batch_tokens": plan.workload.slots(way.rows),
+        "memory_bytes": way.memory.to_dict(),
+        "step": way.step.to_dict(),
+        "fits": way.lacks is None,
+        "why_not": why,
     }

@@ -3,7 +3,7 @@
 from dataclasses import fields
 
 from bmscale.planning.memory import Breakdown
-from bmscale.planning.plan import Cost, Plan, Way, gib
+from bmscale.planning.plan import Cost, Plan, Way, against_chosen, gib
 
 MOST_OTHERS = 12
 """Ways that are shown beside the chosen one."""
@@ -36,13 +36,15 @@ def _memory(plan: Plan, way: Way) -> list[str]:
     memory, machine = way.memory, plan.machine
     parts = [(part.name, getattr(memory.accelerator, part.name)) for part in fields(Breakdown)]
     parts = [(name, value) for name, value in parts if value]
-    where = "of each rank" if machine.accelerator.is_cpu else f"of {gib(machine.accelerator.memory)} a device"
     total = memory.accelerator.total
-    lines = [f"peak memory {where}: {gib(total)}"]
+    where = "rank, in RAM" if machine.accelerator.is_cpu else "device"
+    lines = [f"peak memory of a {where}: {gib(total)} of {gib(machine.accelerator.memory)}"]
     lines += [f"  {name:<14}{gib(value):>10}  {'#' * round(40 * value / total)}" for name, value in parts]
-    lines += [f"RAM of a node: {gib(memory.host * machine.gpus)} of {gib(machine.host_memory)}"]
+    ranks = "1 rank" if machine.gpus == 1 else f"{machine.gpus} ranks of {{}} each"
+    host, nvme = memory.host * machine.gpus, memory.nvme * machine.gpus
+    lines += [f"RAM of a node, {ranks.format(gib(memory.host))}: {gib(host)} of {gib(machine.host_memory)}"]
     if memory.nvme:
-        lines += [f"disk of a node: {gib(memory.nvme * machine.gpus)} of {gib(machine.nvme)}"]
+        lines += [f"disk of a node, {ranks.format(gib(memory.nvme))}: {gib(nvme)} of {gib(machine.nvme)}"]
         if machine.nvme_source:
             lines += [f"  {machine.nvme_bandwidth / 1e9:.2g} GB/s ({machine.nvme_source})"]
     return lines
@@ -68,27 +70,45 @@ def _time(way: Way, tokens_are: str) -> list[str]:
 
 
 def _cost(costs: Cost, tokens_are: str) -> list[str]:
-    money = "" if costs.money is None else f", {costs.money:,.0f} in the unit of the price"
+    often = _duration(costs.checkpoint_minutes / 1440)
+    money = "" if costs.money is None else f", {_figure(costs.money)} in the unit of the price"
     return [
-        f"{_short(costs.tokens)} {tokens_are}: {costs.steps:,} steps, {costs.days:,.2f} days, {costs.gpu_hours:,.0f} "
-        f"device hours, {costs.kwh:,.0f} kWh{money}",
+        f"{_short(costs.tokens)} {tokens_are}: {costs.steps:,} steps, {_duration(costs.days)}, "
+        f"{_figure(costs.gpu_hours)} device hours, {_figure(costs.kwh)} kWh{money}",
         f"  a training state is {gib(costs.checkpoint_bytes)} and takes {_seconds(costs.save_seconds)}; a failure "
-        f"every {costs.hours_between_failures:,.0f} h is expected: save every {costs.checkpoint_minutes:,.0f} min "
+        f"every {costs.hours_between_failures:,.0f} h is expected: save every {often} "
         f"(training.save_every_steps={costs.checkpoint_steps}), {costs.lost_share:.1%} of the time is lost",
     ]
 
 
 def _ways(plan: Plan) -> list[str]:
-    """The others, and why they lose."""
-    head = f"{'others':<27}{'recompute':<11}{'rows':>5}{'device':>11}{'RAM':>11}{'disk':>11}{'step':>9}  why not"
-    lines = [head]
-    for way, why in list(zip(plan.ways[1:], plan.losses, strict=True))[:MOST_OTHERS]:
+    """What the experiment asks for and the others, and why they lose; memory is that of a rank."""
+    head = f"{'each rank':<27}{'recompute':<11}{'rows':>5}{'device':>11}{'RAM':>11}{'disk':>11}{'step':>9}  why not"
+    lines, shown_ways = [head], list(zip(plan.ways[1:], plan.losses, strict=True))[:MOST_OTHERS]
+    if plan.asked is not None:
+        alike = plan.asked.describe()
+        shown_ways = [entry for entry in shown_ways if entry[0].describe() != alike]
+        shown_ways.insert(0, (plan.asked, f"yours: {against_chosen(plan, plan.asked)}"))
+    for way, why in shown_ways:
         sizes = (way.memory.accelerator.total, way.memory.host, way.memory.nvme)
         shown = "".join(f"{gib(size) if size else '-':>11}" for size in sizes)
         again = "yes" if way.checkpointing else "no"
         lines.append(f"{way.zero.describe():<27}{again:<11}{way.rows:>5}{shown}{_seconds(way.step.seconds):>9}  {why}")
     left = len(plan.losses) - MOST_OTHERS
     return [*lines, f"and {left} more (--json has all)"] if left > 0 else lines
+
+
+def _duration(days: float) -> str:
+    """`45 s`, `12.3 min`, `5.2 h`, `31.4 days`."""
+    for unit, scale in (("days", 1), ("h", 24), ("min", 24 * 60)):
+        if days * scale >= 2:
+            return f"{_figure(days * scale)} {unit}"
+    return f"{_figure(days * 86_400)} s"
+
+
+def _figure(value: float) -> str:
+    """Three figures, and all of those before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _seconds(value: float) -> str:

@@ -90,6 +90,15 @@ class Workload:
         return int(self.config.vocab_size * self.config.hidden_size)
 
     @cached_property
+    def groups(self) -> tuple[int, int]:
+        """Elements of the optimizer's groups, in their order (training/optimizer.py): matrices, which decay, and token
+        tables. (Norms and biases count among the matrices, being few.)"""
+        counted = count_parameters(self.config)
+        heads = 0 if self.config.tie_word_embeddings or is_classifier(self.config) else self.table
+        matrices = counted.non_embedding + heads
+        return matrices, counted.total - matrices
+
+    @cached_property
     def largest_matrix(self) -> int:
         """Elements of the largest parameter: what stage 3 must have whole at the least."""
         return max(self.table, self.block_matrix)

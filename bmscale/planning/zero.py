@@ -40,6 +40,8 @@ class Zero:
     """Elements of each of four buffers for weights that come from disk; one must hold a rank's piece of a matrix."""
     overlap: bool = False
     """Whether reductions run beside the backward pass, in a second bucket."""
+    plain: bool = False
+    """Whether torch trains without DeepSpeed: one rank, stage 0."""
 
     @property
     def offload(self) -> Place:
@@ -48,6 +50,8 @@ class Zero:
 
     def describe(self) -> str:
         """`zero3, all on disk`."""
+        if self.plain:
+            return "no DeepSpeed"
         if self.offload == "none":
             return f"zero{self.stage}" + (" lean" if self.stage == 3 and not self.reuse else "")
         what = "all" if self.parameters != "none" else "optimizer"
@@ -85,7 +89,7 @@ class Zero:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Zero":
         """The choice that a file of ds_configs makes; what it leaves out is as DeepSpeed has it."""
-        section = values["zero_optimization"]
+        section = {key: value for key, value in values["zero_optimization"].items() if value != "auto"}
         places = [(section.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param")]
         return cls(
             stage=int(section["stage"]),

@@ -202,6 +202,16 @@ def _shape(config: TransformerConfig) -> dict[str, Any]:
     return {key: value for key, value in config.to_diff_dict().items() if key not in noise}
 
 
+def warn_of_the_end(experiment: Experiment, total_steps: int) -> None:
+    """Say what comes at the end only, because it is wanted less often than there are steps."""
+    for key, every, what in (
+        ("training.save_every_steps", experiment.training.save_every_steps, "a training state is saved"),
+        ("evaluation.every_steps", experiment.evaluation.every_steps, "the model is validated"),
+    ):
+        if every > total_steps:
+            log.warning("%s at the end only: %s is %d, and there are %d steps", what, key, every, total_steps)
+
+
 class _Loop:
     """The run in progress: everything the steps need; what a training state must hold of it is in the Standing."""
 
@@ -329,6 +339,7 @@ class _Loop:
                 "the learning rate never reaches %g: training.schedule.warmup_steps is %d of %d steps; lower it",
                 *(training.optimizer.learning_rate, training.schedule.warmup_steps, self.total_steps),
             )
+        warn_of_the_end(self.experiment, self.total_steps)
 
     def empty_step(self) -> None:
         """An optimizer step on nothing, at rate 0."""

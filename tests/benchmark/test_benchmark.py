@@ -6,12 +6,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from bmscale.benchmark import benchmark, peer_case, process
 from bmscale.benchmark.figures import Figures
 from bmscale.benchmark.setting import Setting
 from bmscale.benchmark.shape import SHAPES, shape
 from bmscale.benchmark.training_case import EngineChoice
+from bmscale.cli import main
+from bmscale.data.workers import cores
 from bmscale.errors import BadInput, BmscaleError
 from bmscale.model.tasks import TASKS
 
@@ -22,6 +25,12 @@ def setting(folder, **changes):
     return Setting(folder, None, 1, 2, 600, 600, 60.0, **changes)
 
 
+@pytest.fixture
+def two_ranks(monkeypatch):
+    monkeypatch.setattr(benchmark, "most_ranks", lambda: 2)
+
+
+@pytest.mark.usefixtures("two_ranks")
 @pytest.mark.parametrize("name", benchmark.USUAL)
 def test_usual_cases_exist(name, tmp_path):
     benchmark.check(setting(tmp_path), [name], [])
@@ -47,6 +56,10 @@ def test_shapes_are_models(name):
         ("train/d256/fp32/zero4", "engine: must be none, bare, or zero0 to zero3"),
         ("train/d256/fp32/nonex2", "none runs on one rank"),
         ("train/d256/fp32/zero2x0", "engine: must be"),
+        ("step/d256/fp32/zero1_offload", "engine: must be one of none, bare, zero0, .*; got 'zero1_offload'"),
+        ("step/d256/fp32/zero2x3", "step/d256/fp32/zero2x3: must have at most 2 ranks on this machine.*; got 3"),
+        ("train/d256/fp32/bare", "`bare` is a loop of steps; use step/ in place of train/"),
+        ("start/decoder-125m/fp32", "decoder-125m is a decoder; use step/"),
         ("eole/d256/fp32", "--peer: eole must be measured by an interpreter"),
         ("eole/d256/fp32/zero2", "must have the form eole/SHAPE/PRECISION"),
         ("decode/d256/int8/greedy", "precision: decode is measured in fp32 or bf16"),
@@ -55,9 +68,40 @@ def test_shapes_are_models(name):
         ("prepare/d256", "must have the form prepare"),
     ],
 )
+@pytest.mark.usefixtures("two_ranks")
 def test_cases_that_do_not_exist(name, message, tmp_path):
     with pytest.raises(BadInput, match=message):
         benchmark.check(setting(tmp_path), [name], [])
+
+
+def test_where_there_is_one_core_the_usual_cases_are_of_one_rank(monkeypatch):
+    monkeypatch.setattr(benchmark, "most_ranks", lambda: 1)
+    assert benchmark.matching([]) == [name for name in benchmark.USUAL if not name.endswith("x2")]
+    assert "train/d256/bf16/zero2x2" not in benchmark.matching(["train/*"])
+    with pytest.raises(BadInput, match="at most 1 rank on this machine"):
+        benchmark.check_engine("train/d256/bf16/zero2x2")
+
+
+def test_one_rank_a_gpu_or_a_core(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    assert benchmark.most_ranks() == 5
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert benchmark.most_ranks() == cores()
+
+
+def test_the_list_names_every_word_of_a_case(capsys):
+    assert main(["benchmark", "--list"]) == 0
+    listed = capsys.readouterr().out
+    lines = dict(line.split(": ", 1) for line in listed.splitlines() if ": " in line)
+    for shape_name in SHAPES:
+        assert shape_name in lines["SHAPE"]
+    for engine in lines["ENGINE"].split(", with")[0].split(", "):
+        EngineChoice.parse(engine)
+        benchmark.check_engine(f"step/tiny/fp32/{engine}")
+    assert lines["PRECISION"].startswith("fp32, bf16")
+    assert lines["SEARCH"].startswith("greedy, beam5")
+    assert all(name in listed for name in benchmark.USUAL)
 
 
 def test_engines_share_the_cores_out():

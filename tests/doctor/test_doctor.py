@@ -139,6 +139,27 @@ def test_a_rank_that_says_nothing_any_more_is_named(capfd):
     assert lines_of(capfd.readouterr().out)["trial"] == ("warn", "not tried, since ranks failed")
 
 
+def test_where_something_else_listens_the_ranks_do_not_meet(tmp_path):
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = str(busy.getsockname()[1])
+        rank = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        environment = {**os.environ, **rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(
+            [sys.executable, "-m", "bmscale", "doctor", "--seconds", "1"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert result.returncode == 1
+    assert f"all 2 ranks must meet at 127.0.0.1:{port} within 1 s, and did not" in result.stderr
+    assert "frame #" not in result.stderr
+
+
 def on_two_ranks(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(

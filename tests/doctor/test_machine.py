@@ -59,6 +59,17 @@ def test_settings_that_are_known_to_be_bad(environment, status, said, monkeypatc
     assert bool(found.advice) == (status != "ok")
 
 
+@pytest.mark.parametrize(
+    ("given", "status"), [("abc", "warn"), ("-3", "warn"), ("0", "warn"), ("", "warn"), ("2,1", "ok")]
+)
+def test_threads_that_are_no_number(given, status):
+    found = machine.check_settings({"OMP_NUM_THREADS": given})
+    assert found.status == status
+    if status == "warn":
+        assert found.found.startswith(f"OMP_NUM_THREADS must be a number of threads from 1 on; got '{given}'")
+        assert found.advice.startswith("OMP_NUM_THREADS=")
+
+
 def test_a_launch_file_for_cpus_on_a_machine_with_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     found = machine.check_settings({"ACCELERATE_USE_CPU": "true"})

@@ -1,5 +1,7 @@
 """Ranks exchange what they found, and nobody waits for ever."""
 
+import errno
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +10,8 @@ import pytest
 from torch.distributed import HashStore
 
 from bmscale.doctor import meeting
-from bmscale.doctor.meeting import GivenUp, Meeting, Worker
+from bmscale.doctor.meeting import GivenUp, Meeting, Worker, check_address
+from bmscale.errors import LostRank
 
 
 def test_work_gives_its_value_or_raises():
@@ -85,3 +88,58 @@ def test_one_process_meets_itself():
     alone.say_broken("engine", "rank 0 on a")
     assert alone.broken("engine") is None
     assert alone.exchange("topic", "word", 1) == {0: "word"}
+
+
+def listener() -> socket.socket:
+    """Something that listens and is no store."""
+    busy = socket.socket()
+    busy.bind(("127.0.0.1", 0))
+    busy.listen()
+    return busy
+
+
+@pytest.mark.parametrize("port", ["", "x", "0", "65536", "-1", "29500.0", "123456"])
+def test_what_is_no_port(port):
+    with pytest.raises(LostRank, match="MASTER_PORT must be a number of 1 to 65535; got"):
+        check_address({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}, listens=False)
+
+
+@pytest.mark.parametrize("address", ["", "no.such.host.invalid", "a" * 300])
+def test_what_is_no_address(address, monkeypatch):
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "not known")  # without asking a name server
+
+    if "." in address:
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(LostRank, match="MASTER_ADDR must be a name or an address of rank 0's machine"):
+        check_address({"MASTER_ADDR": address, "MASTER_PORT": "29500"}, listens=False)
+
+
+def test_a_port_that_rank_0_cannot_have():
+    with listener() as busy:
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(busy.getsockname()[1])}
+        with pytest.raises(LostRank, match=r"must be a port that rank 0 can listen at; got \d+, and another process"):
+            check_address(environment, listens=True)
+        check_address(environment, listens=False)  # the others, or where the launcher holds it
+    check_address(environment, listens=True)
+
+
+def test_a_port_that_the_system_keeps(monkeypatch):
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refused)  # the superuser may take it
+    with pytest.raises(LostRank, match="got 80, and the system keeps it for itself: take a free one above 1023"):
+        check_address({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "80"}, listens=True)
+
+
+def test_where_nobody_listens_it_says_where_to_look(monkeypatch):
+    with listener() as free:
+        port = str(free.getsockname()[1])
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    for name, value in (("MASTER_PORT", port), ("RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        LostRank, match=rf"all 2 ranks must meet at 127\.0\.0\.1:{port} within 0\.3 s, and did not: look"
+    ):
+        Meeting.of_launch(1, 2, 0.3)

@@ -122,6 +122,8 @@ def main() -> None:
         lambda name, shape: initial_value(name, shape, 0, config),
         partial(make_optimizer, config=optimizer),
     )
+    moments = [state[name] for state in engine.adam.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    made = sum(tensor.numel() for tensor in moments if not tensor.count_nonzero())
     if options.break_it:
         right = engine._backward
 
@@ -169,7 +171,7 @@ def main() -> None:
         average = {name: tensor.double().norm().item() for name, tensor in engine.weights(AVERAGE)}
     if engine.is_main:
         result = {"losses": losses, "norms": norms, "skipped": skipped, "weights": weights, "is": engine.describe()}
-        result |= {"refused": refused, "changed": changed, "first": first}
+        result |= {"moments_made": made, "refused": refused, "changed": changed, "first": first}
         result |= {"average": average, "average_by_hand": {name: by_hand[name].norm().item() for name in average}}
         options.out.write_text(json.dumps(result))
     process_group.stop()

@@ -92,14 +92,14 @@ def test_states_follow_the_stage():
     machine, workload = Machine.of(find_accelerator("h100"), 8), work(gpt(2048, 8), 1024, 64)
     count = workload.parameters
     for stage, expected in {
-        0: (4, 4, 0, 8),
-        1: (2, 4, 4 / 8, 8 / 8),
-        2: (2, 4 / 8, 4 / 8, 8 / 8),
-        3: (2 / 8, 4 / 8, 4 / 8, 8 / 8),
+        0: (4, 0, 8),
+        1: (2, 4 / 8, 8 / 8),
+        2: (2, 4 / 8, 8 / 8),
+        3: (2 / 8, 4 / 8, 8 / 8),
     }.items():
-        parts = estimate(workload, Zero(stage), machine, 8, checkpointing=False).accelerator
-        found = (parts.parameters, parts.gradients, parts.masters, parts.optimizer)
-        assert found == tuple(each * count for each in expected), stage
+        parts = estimate(workload, Zero(stage), machine, 1, checkpointing=True).accelerator
+        found = (parts.parameters, parts.masters, parts.optimizer)
+        assert found == pytest.approx([each * count for each in expected]), stage
     kept = replace(workload, keeps_average=True)
     assert estimate(kept, Zero(0), machine, 1, checkpointing=False).accelerator.optimizer == 12 * count
 
@@ -118,7 +118,7 @@ def test_ranks_on_cpu_share_the_memory_of_the_host():
     assert machine.accelerator.memory == 4 * GIB
     workload = Workload(gpt(256, 4, 1000), 0, 128, "fp32", 128 * 32, on_cpu=True)
     memory = estimate(workload, Zero(2), machine, 4, checkpointing=False)
-    assert memory.host >= memory.accelerator.total > CALIBRATION.interpreter
+    assert memory.host >= memory.accelerator.total > CALIBRATION.interpreter + 16 * workload.parameters / 2
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -139,6 +139,6 @@ def test_the_loss_takes_what_it_really_takes(rows, precision, monkeypatch):
         sums.loss.backward()
     config = DecoderOnlyConfig(vocab_size=vocabulary, hidden_size=width, num_attention_heads=2)
     workload = Workload(config, 0, length, precision, length * rows, on_cpu=True)
-    predicted = memory._loss(workload, Zero(2), rows)
-    assert forward == pytest.approx(predicted[0], rel=0.05)
-    assert live.peak == pytest.approx(predicted[1], rel=0.05)
+    predicted = memory._loss(workload, rows)
+    assert forward == pytest.approx(predicted.states + predicted.head + predicted.chunk, rel=0.05)
+    assert live.peak == pytest.approx(2 * (predicted.states + predicted.head) + predicted.cast, rel=0.05)

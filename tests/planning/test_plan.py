@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from bmscale.cli import main
 from bmscale.engine import deepspeed_config
 from bmscale.errors import BadInput
 from bmscale.experiment import read_experiment
+from bmscale.planning import table
 from bmscale.planning.hardware import CALIBRATION, Machine, find_accelerator
 from bmscale.planning.plan import Plan, cost, gib, make, parse_tokens, ways
 from bmscale.planning.workload import USUAL_TOKENS, Workload
@@ -96,7 +98,7 @@ def test_tokens_as_people_write_them(text, tokens):
     assert parse_tokens(text) == tokens
 
 
-@pytest.mark.parametrize("text", ["", "many", "-3G", "0", "1..2G", "10X", "nan", "inf"])
+@pytest.mark.parametrize("text", ["", "many", "-3G", "0", "1..2G", "10X", "nan", "inf", "1e300", "2000000T"])
 def test_what_is_no_number_of_tokens(text):
     with pytest.raises(BadInput, match=r"--target-tokens"):
         parse_tokens(text)
@@ -151,9 +153,11 @@ def test_the_command_writes_what_runs_the_plan(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["plan", "toy", "--gpu", "cpu", "--gpus", "2", "--target-tokens", "1Mt", "--price", "0.1"]
     assert main([*arguments, "--write", "out", "--plot", "out/plan.svg"]) == 0
-    shown = capsys.readouterr().out
-    for words in ("fastest that fits: zero", "activations", "others", "1M target tokens", "why not"):
+    captured = capsys.readouterr()
+    shown = captured.out
+    for words in ("fastest that fits: zero", "activations", "each rank", "1M target tokens", "why not"):
         assert words in shown
+    assert "written to out/plan.svg" in captured.err
     overrides = (tmp_path / "out/overrides.txt").read_text().split()
     chosen = read_experiment("toy", overrides)
     assert chosen.training.deepspeed == "out/ds_config.json"
@@ -172,6 +176,56 @@ def test_the_command_writes_what_runs_the_plan(tmp_path, monkeypatch, capsys):
     parts = {name: value for name, value in first.items() if name not in ("total", "host", "nvme")}
     assert sum(parts.values()) == pytest.approx(first["total"])
     assert f"training.max_micro_batch_tokens={found['ways'][0]['max_micro_batch_tokens']}" in overrides
+
+
+def test_what_the_experiment_asks_for_stands_beside_the_choice(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    machine = ["plan", "toy", "--gpu", "cpu", "--gpus", "2"]
+
+    def yours(*words: str) -> list[str]:
+        assert main([*machine, *words]) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if "yours: " in line]
+
+    (line,) = yours("training.deepspeed=zero3", "training.max_micro_batch_tokens=512")
+    assert line.split()[:3] == ["zero3", "no", "8"]
+    assert re.search(r"yours: fits, \d+% slower: ", line)
+    (line,) = yours("training.max_micro_batch_tokens=512")
+    assert line.split()[0] == "zero2"  # what several ranks train with that are told nothing
+    assert main([*machine, "--json"]) == 0
+    chosen = json.loads(capsys.readouterr().out)["ways"][0]
+    stage, rows = chosen["zero"]["stage"], chosen["rows"]
+    (line,) = yours(f"training.deepspeed=zero{stage}", f"training.max_micro_batch_tokens={64 * rows}")
+    assert line.endswith("yours: the chosen one")
+    (line,) = yours("training.tokens_per_step=4000000", "training.max_micro_batch_tokens=2000000", "--ram-gib", "4")
+    assert re.search(r"yours: needs [0-9.]+ GiB of RAM on a node and has 3\.68 GiB", line)
+    assert main([*machine, "training.deepspeed=none"]) == 0
+    captured = capsys.readouterr()
+    assert "yours: " not in captured.out
+    assert "training.deepspeed=none runs on one rank; this is a plan for 2" in captured.err
+    assert main([*machine, "training.deepspeed=zero3", "training.activation_checkpointing=true", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["yours"]
+    assert (found["zero"]["stage"], found["activation_checkpointing"], found["rows"]) == (3, True, 64)
+    assert found["fits"]
+
+
+def test_a_file_that_leaves_sizes_to_deepspeed_is_planned():
+    section = {"stage": 2, "reduce_bucket_size": "auto", "overlap_comm": "auto"}
+    assert Zero.from_json({"zero_optimization": section}) == Zero.from_json({"zero_optimization": {"stage": 2}})
+
+
+@pytest.mark.parametrize(
+    ("days", "text"),
+    [(3e-4, "25.9 s"), (0.01, "14.4 min"), (0.25, "6 h"), (1.9, "45.6 h"), (31.4, "31.4 days"), (1e5, "100,000 days")],
+)
+def test_times_have_a_unit_that_shows_them(days, text):
+    assert table._duration(days) == text
+
+
+def test_memory_says_whose_it_is():
+    text = table.to_text(plan_of(Machine.of(find_accelerator("cpu"), 2)), None)
+    assert re.search(r"peak memory of a rank, in RAM: \S+ MiB of 8 GiB", text)
+    assert re.search(r"RAM of a node, 2 ranks of \S+ MiB each: \S+ \S+ of 16 GiB", text)
+    assert "peak memory of a device: " in table.to_text(plan_of(H100), None)
 
 
 def test_mistakes_and_plans_that_do_not_fit_have_their_codes(capsys):

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from bmscale.data.toy import toy_pairs
 from bmscale.errors import BadInput
-from bmscale.experiment import RunFolder
-from bmscale.training.train import _newest_state, log
+from bmscale.experiment import RunFolder, read_experiment
+from bmscale.training.train import _newest_state, log, warn_of_the_end
 
 
 def metrics(run: Path) -> list[dict]:
@@ -323,3 +323,16 @@ def test_a_switch_may_be_there_before_the_run(bmscale, prepared):
     assert said in result.stderr
     assert json.loads((folder / "exit.json").read_text())["message"].endswith(said)
     assert not (folder / "state").exists()
+
+
+def test_what_comes_at_the_end_only_is_said(caplog):
+    log.propagate = True
+    experiment = read_experiment("toy", ["training.save_every_steps=50", "evaluation.every_steps=40"])
+    warn_of_the_end(experiment, 50)
+    assert not caplog.messages
+    warn_of_the_end(experiment, 45)
+    assert caplog.messages == [
+        "a training state is saved at the end only: training.save_every_steps is 50, and there are 45 steps"
+    ]
+    warn_of_the_end(experiment, 39)
+    assert "the model is validated at the end only: evaluation.every_steps is 40, and there are 39 steps" in caplog.text
