@@ -2,11 +2,14 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bmscale.errors import BadInput
-from bmscale.model.folder import ModelFolder
+
+if TYPE_CHECKING:  # the command line reads FORMATS and must start without torch
+    from bmscale.model.folder import ModelFolder
 
 FLOAT32_TOLERANCE = 1e-4
 """How far log-probabilities of a token (nats) may lie apart where both compute in float32."""
@@ -52,17 +55,17 @@ class Format(Protocol):
     suffix: str
     """Of the artefact's name: "" for a folder, ".argosmodel" for such a file."""
 
-    def check(self, model: ModelFolder) -> None:
+    def check(self, model: "ModelFolder") -> None:
         """Raises BadInput, naming the option and what would fit, where this model has no place in the format."""
 
-    def write(self, model: ModelFolder, target: Path) -> None:
+    def write(self, model: "ModelFolder", target: Path) -> None:
         """Write the artefact of a model that passed `check` to `target`, which does not exist. It is a temporary name:
         the artefact is moved to its own only when the gate let it pass, so nothing in it may depend on the name."""
 
     def open(self, target: Path) -> Candidate:
         """Open the artefact. Called in a process in which nothing of the export ran."""
 
-    def usage(self, model: ModelFolder) -> str:
+    def usage(self, model: "ModelFolder") -> str:
         """The text below the heading "Use" of the model card, in Markdown: how to load the artefact, from within its
         folder."""
 
@@ -71,10 +74,29 @@ class Format(Protocol):
         packages."""
 
 
-FORMATS: Mapping[str, str] = {
-    "hf": "bmscale.deployment.hugging_face",
+@dataclass(frozen=True)
+class Entry:
+    """A line of FORMATS."""
+
+    module: str
+    """With `make(**options) -> Format`; imported when it is asked for, since each needs packages of its own."""
+    text: str
+    """What the artefact is, for --help."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """The options of `make`, which the command line takes as `--OPTION`, each with its help."""
+
+
+FORMATS: Mapping[str, Entry] = {
+    "hf": Entry(
+        "bmscale.deployment.hugging_face",
+        "a folder for plain transformers",
+        {
+            "layout": "hf: t5gemma, m2m_100, llama, qwen3, eurobert; remote-code takes any model; auto is the layout "
+            "that fits, else remote-code (default: auto)"
+        },
+    ),
 }
-"""Module of each format; imported when it is asked for, since each needs packages of its own."""
+"""The formats by their names."""
 
 
 def make_format(name: str, options: Mapping[str, str | None] | None = None) -> Format:
@@ -84,6 +106,10 @@ def make_format(name: str, options: Mapping[str, str | None] | None = None) -> F
     """
     if name not in FORMATS:
         raise BadInput(f"--to: must be one of {', '.join(FORMATS)}; got {name}")
+    entry = FORMATS[name]
     given = {option: value for option, value in (options or {}).items() if value is not None}
-    made: Format = importlib.import_module(FORMATS[name]).make(**given)
+    for option in given:
+        if option not in entry.options:
+            raise BadInput(f"--{option}: is no option of --to {name}, which has {', '.join(entry.options) or 'none'}")
+    made: Format = importlib.import_module(entry.module).make(**given)
     return made
