@@ -250,7 +250,7 @@ class PlainTransformers:
         self._process.communicate()
 
     def ask(self, what: str, texts: Sequence[Any]) -> Any:
-        """The answer to one question. Raises BmscaleError, with what was raised on the other side, where it has none."""
+        """The answer to one question. Raises BmscaleError, with what the other side raised."""
         question = {"folder": str(self.folder.absolute()), "ask": what, "texts": list(texts)}
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -47,16 +47,12 @@ def make_model(spieces, tmp_path_factory) -> Make:
         spiece = spiece or ("unigram" if task_name == "translation" else "lossless")
         tokenizer = Tokenizer.load(spieces[spiece])
         depth = ("num_encoder_layers", "num_decoder_layers") if task_name == "translation" else ("num_hidden_layers",)
-        shape = {
-            "vocab_size": tokenizer.vocabulary_size,
-            "hidden_size": 32,
-            "num_attention_heads": 4,
-            "intermediate_size": 64,
-        }
+        shape: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+        shape["vocab_size"] = tokenizer.vocabulary_size
         if task_name == "classification":
-            shape |= {"id2label": {0: "en", 1: "de", 2: "fr"}, "label2id": {"en": 0, "de": 1, "fr": 2}}
+            shape.update(id2label={0: "en", 1: "de", 2: "fr"}, label2id={"en": 0, "de": 1, "fr": 2})
         if task_name in ("masked_lm", "classification"):
-            shape |= {"mask_token_id": 4}
+            shape["mask_token_id"] = 4
         config = task.configure(**{**task.presets[preset], **shape, **dict.fromkeys(depth, 2), **options})
         model: Any = task.model(config)
         initialise(model, 0)
