@@ -31,7 +31,9 @@ def test_an_export_is_kept_with_report_and_card(make_model, test_file, tmp_path,
     assert capsys.readouterr().out.splitlines()[-1] == str(out)
     report = json.loads((out / "export.json").read_text())
     assert report["artefact"]["layout"] == "remote-code"
-    assert report["artefact"]["bytes"] < sum(file.stat().st_size for file in out.iterdir())  # report and card came later
+    assert report["artefact"]["bytes"] < sum(
+        file.stat().st_size for file in out.iterdir()
+    )  # report and card came later
     assert report["model"]["data_hash"] == "abc"
     gate = report["gate"]
     assert gate["passed"]
@@ -69,7 +71,7 @@ def test_a_broken_export_is_not_kept(make_model, test_file, tmp_path, monkeypatc
     assert main(command) == 1
     said = capsys.readouterr().err
     failed = tmp_path / ".out.failed.json"
-    assert f"log-probabilities of a token lie up to" in said
+    assert "log-probabilities of a token lie up to" in said
     assert str(failed) in said
     assert not json.loads(failed.read_text())["gate"]["passed"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.failed.json", "test.tsv"]
@@ -79,9 +81,9 @@ def test_a_broken_export_is_not_kept(make_model, test_file, tmp_path, monkeypatc
     ("arguments", "said"),
     [
         (["--to", "hff"], "--to: must be one of hf"),
-        (["--to", "hf", "--layout", "t5"], "--layout: must be auto, remote-code or, for an encoder-decoder, t5gemma or"),
-        (["--to", "hf", "--layout", "t5gemma"], "has no place in layout t5gemma: sandwich_norm must be True; got False; "
-         "feed_forward must be geglu; got swiglu"),
+        (["--to", "hf", "--layout", "t5"], "--layout: must be auto, remote-code or, for an encoder-decoder, t5"),
+        (["--to", "hf", "--layout", "t5gemma"],
+         "has no place in layout t5gemma: sandwich_norm must be True; got False; feed_forward must be geglu; got swiglu"),
         (["--to", "hf", "--layout", "m2m_100"], "norm must be layer_norm; got rms_norm"),
         (["--to", "hf", "--sentences", "0"], "--sentences: must be at least 1; got 0"),
         (["--to", "hf", "--test", "nowhere.tsv"], "nowhere.tsv"),
