@@ -56,9 +56,9 @@ def _comparison(report: Mapping[str, Any]) -> str:
         for metric in test["metrics"].values():
             trained, exported = metric["systems"]
             p_value = exported["p_values"]["bootstrap"]
-            chance = "the same text" if p_value is None else f"{p_value:.3f}"
+            chance = "no difference" if p_value is None else f"{p_value:.3f}"
             lines.append(f"| {metric['name']} | {trained['score']:.2f} | {exported['score']:.2f} | {chance} |")
-        lines += ["", *(f"`{metric['signatures']['bootstrap']}`\n" for metric in test["metrics"].values())]
+        lines += ["", *(f"- `{metric['signatures']['bootstrap']}`" for metric in test["metrics"].values())]
     size = f"{report['artefact']['bytes']:,} bytes; the model folder has {report['model']['bytes']:,}."
     return "\n".join([*lines, "", f"Size: {size} `export.json` has every figure."])
 

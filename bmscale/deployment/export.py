@@ -180,7 +180,7 @@ def summary(report: Mapping[str, Any]) -> str:
     for metric in gate.get("test", {}).get("metrics", {}).values():
         trained, exported = metric["systems"]
         p_value = exported["p_values"]["bootstrap"]
-        chance = "the same translations" if p_value is None else f"p = {p_value:.3f}"
+        chance = "no difference" if p_value is None else f"p = {p_value:.3f}"
         lines.append(
             f"{metric['name'] + ':':<18} {trained['score']:.2f} trained, {exported['score']:.2f} exported ({chance})"
         )

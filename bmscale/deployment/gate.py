@@ -167,11 +167,16 @@ def _greedy(lines: list[str], trained: list[str], exported: list[str]) -> dict[s
 def _scored(model: ModelFolder, trained: _Answers, exported: _Answers, examples: Examples) -> dict[str, Any]:
     references = [reference for _, reference in examples.test]
     systems = [("trained", trained.translations), ("exported", exported.translations)]
+    metrics = paired_tests(systems, references, n_trials=1000, target_language=examples.target_language)
+    for metric in metrics.values():
+        row = metric["systems"][1]
+        if row["difference"] == 0:  # a decoder's other spaces; sacreBLEU's p of no difference at all is its smallest
+            row["p_values"] = dict.fromkeys(row["p_values"])
     return {
         "name": examples.name,
         "sentences": len(references),
         "search": {key: value for key, value in vars(search_of(model)).items() if key != "max_batch_tokens"},
-        "metrics": paired_tests(systems, references, n_trials=1000, target_language=examples.target_language),
+        "metrics": metrics,
         "sentences_per_second": {
             "trained": round(len(references) / trained.seconds, 3),
             "exported": round(len(references) / exported.seconds, 3),
