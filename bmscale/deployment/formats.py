@@ -28,21 +28,19 @@ class Candidate(Protocol):
         source and the target tokens before it.
 
         The source is empty for the other tasks; a language model: of every token of the text behind <s>, </s>
-        included; a masked language model: of every token that gate.hidden_positions hides; a classifier: of every
+        included; a masked language model: of every token that plain_transformers.hidden_positions
+        hides; a classifier: of every
         label, in the order of their ids.
         """
 
     def greedy(self, lines: Sequence[str]) -> list[str]:
         """The translation by greedy search, within the limits of `SearchOptions`; a language model: what
-        GREEDY_TOKENS tokens of greedy search add to the text, less where it ends; a masked language model: the most
+        plain_transformers.GREEDY_TOKENS tokens of greedy search add to the text, less where it ends; a masked language model: the most
         probable pieces of the hidden tokens, joined by spaces; a classifier: the most probable label."""
 
     def translate(self, lines: Sequence[str]) -> list[str]:
         """The translation by the model's own search (beam size and length penalty of its generation_config.json),
         which is scored. Only asked of translation."""
-
-
-GREEDY_TOKENS = 32
 
 
 class Format(Protocol):

@@ -10,8 +10,8 @@ import torch
 from bmscale.data.batch import make_batch
 from bmscale.data.framing import document_ids
 from bmscale.data.tokenizer import Tokenizer
-from bmscale.deployment.formats import GREEDY_TOKENS, Candidate
-from bmscale.deployment.plain_transformers import hidden_positions
+from bmscale.deployment.formats import Candidate
+from bmscale.deployment.plain_transformers import GREEDY_TOKENS, hidden_positions
 from bmscale.inference.generator import Generator
 from bmscale.inference.sampling import SamplingOptions
 from bmscale.inference.translator import SearchOptions, Translator

@@ -83,7 +83,7 @@ def test_a_broken_export_is_not_kept(make_model, test_file, tmp_path, monkeypatc
         (["--to", "hff"], "--to: must be one of hf"),
         (["--to", "hf", "--layout", "t5"], "--layout: must be auto, remote-code or, for an encoder-decoder, t5"),
         (["--to", "hf", "--layout", "t5gemma"],
-         "has no place in layout t5gemma: sandwich_norm must be True; got False; feed_forward must be geglu; got swi"),
+         "has no place in layout t5gemma: sandwich_norm must be True; got False; feed_forward must be geglu"),
         (["--to", "hf", "--layout", "m2m_100"], "norm must be layer_norm; got rms_norm"),
         (["--to", "hf", "--sentences", "0"], "--sentences: must be at least 1; got 0"),
         (["--to", "hf", "--test", "nowhere.tsv"], "nowhere.tsv"),

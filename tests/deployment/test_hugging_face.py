@@ -1,14 +1,19 @@
 """An exported folder is the trained model: in plain transformers, in a process that cannot import bmscale."""
 
+import ast
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bmscale import model
 from bmscale.data.documents import toy_documents
 from bmscale.data.toy import toy_pairs
 from bmscale.deployment.gate import alike
-from bmscale.deployment.hugging_face import PlainTransformers, make
+from bmscale.deployment.hugging_face import PlainTransformers, code_files, make, standing_alone
 from bmscale.deployment.trained import open_trained
+from bmscale.errors import BmscaleError
 
 SCALARS = {"embedding_scale": 1.7, "attention_scale": 0.8, "residual_scale": 0.6, "logit_scale": 1.3}
 PAIRS = list(toy_pairs("valid", 12))
@@ -73,3 +78,28 @@ def test_a_model_is_the_same_in_plain_transformers(case, make_model, plain, tmp_
 
 def same(one: list[str], two: list[str]) -> bool:
     return all(map(alike, one, two)) and len(one) == len(two)
+
+
+def test_code_that_travels_imports_torch_and_transformers_alone(tmp_path):
+    found = set()
+    for module in ("encoder_decoder", "decoder_only", "encoder_only"):
+        names = code_files(("config", "tokenization", module))
+        assert {"attention", "layers", "norms", "config"} <= set(names)
+        for name in names:
+            source = standing_alone((Path(model.__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
+            for node in ast.walk(ast.parse(source)):
+                if isinstance(node, ast.Import):
+                    found |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                    found.add(str(node.module).split(".")[0])
+                elif isinstance(node, ast.ImportFrom):
+                    assert node.module is None or node.module in names
+    assert found - set(sys.stdlib_module_names) == {"torch", "transformers", "huggingface_hub"}
+    with pytest.raises(ValueError, match=r"bmscale/model/folder\.py cannot stand alone"):
+        code_files(("folder",))
+
+
+def test_a_folder_that_needs_bmscale_is_found_out(make_model, plain):
+    plain.folder = make_model("translation", "modern").path
+    with pytest.raises(BmscaleError, match="plain transformers cannot use it"):
+        plain.greedy(["a"])
