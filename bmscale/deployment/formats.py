@@ -34,9 +34,9 @@ class Candidate(Protocol):
         """
 
     def greedy(self, lines: Sequence[str]) -> list[str]:
-        """The translation by greedy search, within the limits of `SearchOptions`; a language model: what
-        plain_transformers.GREEDY_TOKENS tokens of greedy search add to the text, less where it ends; a masked language model: the most
-        probable pieces of the hidden tokens, joined by spaces; a classifier: the most probable label."""
+        """The translation by greedy search, within the limits of `SearchOptions`; a language model: what greedy search
+        adds to the text, plain_transformers.GREEDY_TOKENS tokens at most; a masked language model: the most probable
+        pieces of the hidden tokens, joined by spaces; a classifier: the most probable label."""
 
     def translate(self, lines: Sequence[str]) -> list[str]:
         """The translation by the model's own search (beam size and length penalty of its generation_config.json),

@@ -9,8 +9,8 @@ from bmscale.data.toy import toy_pairs
 from bmscale.deployment.plain_tokenizer import has_bytes, make_json
 
 ODD = [
-    "", "a", " a", "a  b ", "<s>", "x</s>y", "<pad><mask> hello", "<0x41>", "\n\n  def f(x):\n\treturn 1", "😀 ж ½™", "  ",
-    "<2de> Hello you.", "a<b", "Straße über Öl", "日本語 text",
+    "", "a", " a", "a  b ", "<s>", "x</s>y", "<pad><mask> hello", "<0x41>", "\n\n  def f(x):\n\treturn 1", "😀 ж ½™",
+    "  ", "<2de> Hello you.", "a<b", "Straße über Öl", "日本語 text",
 ]  # fmt: skip
 
 
