@@ -9,6 +9,7 @@ from bmscale.data.corpus import CorpusConfig, OriginConfig, read_pairs
 from bmscale.data.documents import read_documents, read_labelled
 from bmscale.data.tokenizer import Tokenizer, language_tag
 from bmscale.deployment.gate import Examples
+from bmscale.deployment.plain_transformers import GREEDY_TOKENS
 from bmscale.errors import BadInput
 from bmscale.experiment import Experiment, TranslationExperiment
 from bmscale.model.folder import ModelFolder
@@ -64,8 +65,9 @@ def _of_texts(model: ModelFolder, test: Any, most: int) -> Examples:
     # A beginning is enough to see every weight, and fits the positions.
     tokenizer = Tokenizer.load(model.tokenizer)
     room = model.config.max_position_embeddings
-    kept = [text[:_CHARACTERS] for text in texts if text.strip()]
-    fitting = [("", text) for text in kept if len(tokenizer.encode(text)) + 1 <= room]
+    most_characters = min(_CHARACTERS, room // 4)
+    kept = [text[:most_characters] for text in texts if text.strip()]
+    fitting = [("", text) for text in kept if len(tokenizer.encode(text)) + 1 + GREEDY_TOKENS <= room]
     return _examples(test, fitting[:most], len(texts) - len(fitting))
 
 
