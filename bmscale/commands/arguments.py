@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from bmscale.errors import BadInput
 
 if TYPE_CHECKING:
+    from bmscale.data.corpus import OriginConfig
+    from bmscale.experiment import Experiment
     from bmscale.inference.translator import SearchOptions
 
 EXIT_CODES = """
@@ -85,6 +87,17 @@ def add_which(parser: argparse.ArgumentParser) -> None:
         default="best",
         help="which folder of RUN/model: best, last, average, step-00000500 (default: best)",
     )
+
+
+def test_corpus(file: str, kind: "type[OriginConfig]", experiment: "Experiment | None") -> "OriginConfig":
+    """A test file, which is read as the experiment's validation data is: the same columns and keys."""
+    from bmscale.config import Document, validate
+
+    reading = {}
+    if experiment is not None:
+        origin = {"name", "path", "source_path", "target_path", "dataset", "subset", "revision", "toy"}
+        reading = experiment.data.valid[0].model_dump(exclude={*origin, "format", "split"}, exclude_unset=True)
+    return validate(kind, Document({**reading, "path": file}, {(): "--test"}))
 
 
 def stdin_lines() -> Iterator[str]:

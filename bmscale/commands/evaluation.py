@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bmscale.commands.arguments import Commands, add, add_search, add_which, with_given
+from bmscale.commands.arguments import Commands, add, add_search, add_which, test_corpus, with_given
 from bmscale.errors import BadInput
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ def add_evaluate(commands: Commands) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from bmscale.config import Document, validate
     from bmscale.evaluation.evaluate import evaluate
     from bmscale.evaluation.report import write_report_or_warn
     from bmscale.experiment import RunFolder, TranslationEvaluationConfig
@@ -42,12 +41,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     run = RunFolder(Path(options.run))
     experiment = record.read_experiment(run).model_copy(update={"run": str(run.path)})
     config = experiment.evaluation
-    # A test file is read as the validation data is: the same columns and keys.
-    origin = {"name", "path", "source_path", "target_path", "dataset", "subset", "revision", "toy", "format", "split"}
-    reading = experiment.data.valid[0].model_dump(exclude=origin, exclude_unset=True)
-    tests = [
-        validate(experiment.corpus, Document({**reading, "path": file}, {(): "--test"})) for file in options.test or []
-    ]
+    tests = [test_corpus(file, experiment.corpus, experiment) for file in options.test or []]
     search = None
     if isinstance(config, TranslationEvaluationConfig):
         search = SearchOptions(config.beam_size, config.length_penalty, config.max_batch_tokens)

@@ -3,29 +3,50 @@ know first."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bmscale.model.tasks import Task
 
 
-def model_card(name: str, record: Mapping[str, Any], task: Task) -> str:
-    """The card of the model `name` with this provenance (`folder.write_model_folder`)."""
+def model_card(
+    name: str,
+    record: Mapping[str, Any],
+    task: Task,
+    *,
+    header: Mapping[str, str] | None = None,
+    use: str | None = None,
+    sections: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The card of the model `name` with this provenance (`folder.write_model_folder`).
+
+    For an export: `header` replaces and adds keys of the YAML at the top, `use` stands for how a model folder is used,
+    and `sections` are headings and Markdown behind it.
+    """
     languages = [record[key] for key in ("source_language", "target_language") if record.get(key)]
-    header = [
-        "---",
-        "library_name: transformers",
-        f"pipeline_tag: {task.pipeline}",
-        f"tags: [bmscale, {task.pipeline}]",
-    ]
-    if languages:
-        header.append(f"language: {json.dumps(languages)}")
+    keys = {
+        "library_name": "transformers",
+        "pipeline_tag": task.pipeline,
+        "tags": f"[bmscale, {task.pipeline}]",
+        **({"language": json.dumps(languages)} if languages else {}),
+        **(header or {}),
+    }
     facts = "\n".join(f"- {key}: {value}" for key, value in _facts(record, languages, task) if value)
-    what, example, python = _USES[task.name]
-    command = _COMMAND.format(task.command, example) if task.command else ""
-    return "\n".join(header) + _BODY.format(
-        name=name, what=what, facts=facts, command=command, python=python.strip(), auto_class=task.auto_class
+    body = _BODY.format(
+        header="\n".join(f"{key}: {value}" for key, value in keys.items()),
+        name=name,
+        what=_USES[task.name][0],
+        facts=facts,
+        use=_use(task) if use is None else use.strip(),
     )
+    return body + "".join(f"\n## {heading}\n\n{text.strip()}\n" for heading, text in sections)
+
+
+def _use(task: Task) -> str:
+    """How a model folder is used."""
+    _, example, python = _USES[task.name]
+    command = _COMMAND.format(task.command, example) if task.command else ""
+    return command + _PYTHON.format(python=python.strip(), auto_class=task.auto_class)
 
 
 def _facts(record: Mapping[str, Any], languages: list[str], task: Task) -> list[tuple[str, str]]:
@@ -92,7 +113,19 @@ print([model.config.id2label[best] for best in model(**batch).logits.argmax(-1).
     ),
 }
 
-_BODY = """
+_PYTHON = """In Python:
+
+```python
+import bmscale.model  # registers the architecture
+from transformers import {auto_class}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = {auto_class}.from_pretrained(".")
+{python}
+```"""
+
+_BODY = """---
+{header}
 ---
 
 # {name}
@@ -103,16 +136,7 @@ _BODY = """
 
 ## Use
 
-{command}In Python:
-
-```python
-import bmscale.model  # registers the architecture
-from transformers import {auto_class}, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(".")
-model = {auto_class}.from_pretrained(".")
-{python}
-```
+{use}
 
 `provenance.json` says where the model comes from.
 """
