@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from bmscale.inference.translator import SearchOptions
+    from bmscale.inference.search import SearchOptions
 
 EXIT_CODES = """
 exit codes: 0 done, 1 failed, 2 bad input, 3 diverged, 4 out of memory, 5 lost rank or hang, 75 preempted,

@@ -84,7 +84,7 @@ def open_ctranslate2_folder(path: str | Path, kind: str = TRANSLATOR) -> CTransl
         raise BadInput(f"{path / CONFIG}: add_source_eos must be true, as bmscale writes it; export the model again")
     tokenizer = Tokenizer.load(path / TOKENIZER_FILE)
     expected = provenance.get("tokenizer_sha256")
-    if expected is not None and tokenizer.sha256 != expected or tokenizer.vocabulary_size != record.get("vocab_size"):
+    if (expected is not None and tokenizer.sha256 != expected) or tokenizer.vocabulary_size != record.get("vocab_size"):
         raise BadInput(
             f"{path / TOKENIZER_FILE}: is not the tokenizer that the model was trained with: damaged or exchanged; "
             "copy the folder again"
