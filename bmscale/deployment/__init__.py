@@ -1,1 +1,1 @@
-"""A trained model on its way to people: formats of other engines, and whether they say what it says."""
+"""From a model folder to what other programs load: formats, the gate that each export must pass, the report."""

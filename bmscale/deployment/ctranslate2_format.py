@@ -5,8 +5,8 @@ and `TransformerSpec.from_config` hides that both stacks may have rotary positio
 beneath it take them. Sources: `specs/transformer_spec.py` of the Python package, `src/layers/transformer.cc` and
 `attention.cc` of the engine.
 
-What a folder holds: `model.bin`, `config.json` and `shared_vocabulary.json` (`vocabulary.json` of a language model) are
-CTranslate2's; `spiece.model` and `provenance.json` are those of the model folder, the latter with the key `ctranslate2`.
+What a folder holds: `model.bin`, `config.json` and `shared_vocabulary.json` (`vocabulary.json` of a language model)
+are CTranslate2's; `spiece.model` and `provenance.json` are the model folder's, the latter with a key `ctranslate2`.
 
 | option            | what becomes of it                                                                     |
 |-------------------|----------------------------------------------------------------------------------------|
@@ -27,10 +27,12 @@ import torch
 from torch import nn
 
 from bmscale.data.tokenizer import SPECIAL_PIECES, Tokenizer
+from bmscale.deployment.ctranslate2_candidate import LanguageModelCandidate, TranslationCandidate, open_candidate
+from bmscale.deployment.formats import FLOAT32_TOLERANCE
 from bmscale.errors import BadInput
 from bmscale.inference.ctranslate2_folder import COMPUTE_TYPES, import_ctranslate2
 from bmscale.model.config import GATED, DecoderOnlyConfig, EncoderDecoderConfig, TransformerConfig
-from bmscale.model.folder import PROVENANCE, ModelFolder, load_model, open_model_folder
+from bmscale.model.folder import GENERATION, PROVENANCE, ModelFolder, load_model
 from bmscale.model.positions import positions, sinusoids
 from bmscale.model.tokenization import TOKENIZER_FILE
 
@@ -38,57 +40,116 @@ _ACTIVATIONS = {"swiglu": "SWISH", "geglu": "GELUTanh", "gelu": "GELU", "relu": 
 _BOS, _, _EOS, _UNK = SPECIAL_PIECES
 
 
-def write(source: Path, target: Path, *, compute_type: str = "float32") -> None:
-    """Write the CTranslate2 model of a model folder (an encoder-decoder or a decoder) into the new folder `target`.
+class CTranslate2Format:
+    """`--to ctranslate2`."""
 
-    `compute_type` is what matrices are kept in (norms and biases are float32 beside int8): float32, int8,
-    int8_float32; float16, bfloat16, int8_float16 and int8_bfloat16 are for GPUs, and a CPU computes in float32 with
-    them.
+    name = "ctranslate2"
+    suffix = ""
 
-    Raises BadInput where ctranslate2 is not installed, `target` exists, or CTranslate2 cannot hold the model.
-    """
-    import_ctranslate2()
-    if compute_type not in COMPUTE_TYPES:
-        raise BadInput(f"compute type: must be one of {', '.join(COMPUTE_TYPES)}; got {compute_type}")
-    if target.exists():
-        raise BadInput(f"{target}: exists already; give a name that is free, or remove it")
-    folder = open_model_folder(source, task=None)
-    check_options(folder.config)
-    model = load_model(folder)
-    spec = _specification(model, folder)
-    spec.validate()
-    spec.optimize(quantization=compute_type)
-    target.mkdir(parents=True)
-    try:
-        spec.save(str(target))
-        shutil.copyfile(folder.tokenizer, target / TOKENIZER_FILE)
-        record = {**folder.provenance, "ctranslate2": _record(folder.config, compute_type)}
-        (target / PROVENANCE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
-        raise
+    def __init__(self, compute_type: str = "float32") -> None:
+        """`compute_type` is what matrices are kept in (norms and biases stay float32 beside int8): float32, int8,
+        int8_float32; float16, bfloat16, int8_float16 and int8_bfloat16 are for GPUs, a CPU computes them in float32.
+
+        Raises BadInput for another one, and where ctranslate2 is not installed.
+        """
+        if compute_type not in COMPUTE_TYPES:
+            raise BadInput(f"compute type: must be one of {', '.join(COMPUTE_TYPES)}; got {compute_type}")
+        self._version = str(import_ctranslate2().__version__)
+        self.compute_type = compute_type
+        self.tolerance = FLOAT32_TOLERANCE if compute_type == "float32" else None
+
+    def check(self, model: ModelFolder) -> None:
+        """Raises BadInput, with the reason, for a model that CTranslate2 does not compute."""
+        if not isinstance(model.config, EncoderDecoderConfig | DecoderOnlyConfig):
+            raise BadInput(
+                f"{model.path}: ctranslate2 is for models that write text, encoder-decoders and decoders; got "
+                f"{model.config.model_type}: export it to hf"
+            )
+
+    def write(self, model: ModelFolder, target: Path) -> None:
+        """Write the folder. Raises BadInput where `target` exists, and as `check` does."""
+        self.check(model)
+        if target.exists():
+            raise BadInput(f"{target}: exists already; give a name that is free, or remove it")
+        spec = _specification(load_model(model), model)
+        spec.validate()
+        spec.optimize(quantization=self.compute_type)
+        target.mkdir(parents=True)
+        try:
+            spec.save(str(target))
+            shutil.copyfile(model.tokenizer, target / TOKENIZER_FILE)
+            record = {**model.provenance, "ctranslate2": self._record(model)}
+            text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+            (target / PROVENANCE).write_text(text, encoding="utf-8", errors="replace")
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+
+    def _record(self, model: ModelFolder) -> dict[str, Any]:
+        """What is to be known of the model and does not stand in CTranslate2's own files."""
+        config = model.config
+        search = json.loads((model.path / GENERATION).read_bytes())
+        return {
+            "compute_type": self.compute_type,
+            "vocab_size": config.vocab_size,
+            "max_position_embeddings": config.max_position_embeddings,
+            "positions": config.positions,
+            "beam_size": search.get("num_beams", 1),
+            "length_penalty": search.get("length_penalty", 1.0),
+        }
+
+    def open(self, target: Path) -> "TranslationCandidate | LanguageModelCandidate":
+        """Open the folder on the CPU. Raises BadInput as `open_ctranslate2_folder` does."""
+        return open_candidate(target)
+
+    def usage(self, model: ModelFolder) -> str:
+        """How to load the folder, from within it."""
+        if isinstance(model.config, DecoderOnlyConfig):
+            return _LANGUAGE_MODEL_USAGE
+        return _TRANSLATION_USAGE
+
+    def describe(self, target: Path) -> dict[str, Any]:
+        """What the report says of the folder."""
+        return {"layout": "CTranslate2", "compute_type": self.compute_type, "ctranslate2": self._version}
 
 
-def check_options(config: TransformerConfig) -> None:
-    """Raises BadInput, with the reason, for a model that CTranslate2 does not compute as we do."""
-    if not isinstance(config, EncoderDecoderConfig | DecoderOnlyConfig):
-        raise BadInput(
-            f"ctranslate2: holds encoder-decoders and decoders, which write text; got {config.model_type}: export an "
-            "encoder to hf"
-        )
-    if config.qk_norm and config.bias:
-        pass  # nothing: the norm comes behind the bias in both
+def make(**options: str) -> CTranslate2Format:
+    """The format with its option `compute_type`. Raises BadInput for another option, or value."""
+    unknown = sorted(set(options) - {"compute_type"})
+    if unknown:
+        raise BadInput(f"--to ctranslate2: has the option compute_type alone; got {', '.join(unknown)}")
+    return CTranslate2Format(**options)
 
 
-def _record(config: Any, compute_type: str) -> dict[str, Any]:
-    """What the engine needs to know of the model and does not have in its own files."""
-    return {
-        "compute_type": compute_type,
-        "model_type": config.model_type,
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_position_embeddings,
-        "positions": config.positions,
-    }
+_TRANSLATION_USAGE = """\
+With bmscale, `bmscale translate .`, or in Python `Translator.from_pretrained(".").translate(["A sentence."])`. With
+the packages ctranslate2 and sentencepiece alone:
+
+```python
+import ctranslate2, sentencepiece
+
+pieces = sentencepiece.SentencePieceProcessor(model_file="spiece.model")
+translator = ctranslate2.Translator(".", device="cpu")
+(result,) = translator.translate_batch([pieces.encode("A sentence.", out_type=str)])
+print(pieces.decode(result.hypotheses[0]))
+```
+
+CTranslate2 puts the end of the source there itself. Text is to be normalised as in training (Unicode NFC, single
+spaces); bmscale does that.
+"""
+_LANGUAGE_MODEL_USAGE = """\
+With the packages ctranslate2 and sentencepiece:
+
+```python
+import ctranslate2, sentencepiece
+
+pieces = sentencepiece.SentencePieceProcessor(model_file="spiece.model")
+generator = ctranslate2.Generator(".", device="cpu")
+prompt = ["<s>", *pieces.encode("Once upon", out_type=str)]
+(result,) = generator.generate_batch([prompt], max_length=50, sampling_topp=0.95, include_prompt_in_result=False)
+print(pieces.decode(result.sequences[0]))
+```
+"""
 
 
 def _specification(model: Any, folder: ModelFolder) -> Any:

@@ -71,7 +71,7 @@ def open_ctranslate2_folder(path: str | Path, kind: str = TRANSLATOR) -> CTransl
                     "ctranslate2, or copy it again as a whole"
                 )
         provenance, config = _read_json(path / PROVENANCE), _read_json(path / CONFIG)
-        found = _kind(path / MODEL)
+        found = kind_of(path)
     except OSError as error:
         raise BadInput(f"{error.filename or path}: cannot be read: {error.strerror}") from None
     if found != kind:
@@ -93,8 +93,10 @@ def open_ctranslate2_folder(path: str | Path, kind: str = TRANSLATOR) -> CTransl
     return CTranslate2Folder(path, found, provenance, tokenizer, places, has_table, kept)
 
 
-def _kind(path: Path) -> str:
-    """The name of the specification in the head of a model: a version, then a string with its length."""
+def kind_of(folder: Path) -> str:
+    """TRANSLATOR, LANGUAGE_MODEL or another name of a specification, which stands in the head of `model.bin`: a version,
+    then a string with its length. Raises BadInput for another file."""
+    path = folder / MODEL
     with path.open("rb") as file:
         head = file.read(64)
     if len(head) == 64:
