@@ -18,7 +18,7 @@ FLOORS = [
     {"inference"},
     {"evaluation"},
     {"planning"},
-    {"training", "cluster"},
+    {"training", "deployment", "cluster"},
     {"benchmark", "doctor"},
     {"commands"},
     {"cli"},

@@ -1,0 +1,75 @@
+"""An exported folder is the trained model: in plain transformers, in a process that cannot import bmscale."""
+
+from typing import Any
+
+import pytest
+
+from bmscale.data.documents import toy_documents
+from bmscale.data.toy import toy_pairs
+from bmscale.deployment.gate import alike
+from bmscale.deployment.hugging_face import PlainTransformers, make
+from bmscale.deployment.trained import open_trained
+
+SCALARS = {"embedding_scale": 1.7, "attention_scale": 0.8, "residual_scale": 0.6, "logit_scale": 1.3}
+PAIRS = list(toy_pairs("valid", 12))
+TEXTS = [("", text[:200]) for text in toy_documents("valid", 10)]
+
+CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+    "gemma": ("translation", "gemma", "T5GemmaForConditionalGeneration", {"rope_theta": 5e5}),
+    "gemma-scalars": ("translation", "gemma", "T5GemmaForConditionalGeneration",
+                      {**SCALARS, "scale_embeddings": False, "num_key_value_heads": 2, "head_dim": 12,
+                       "num_encoder_layers": 1, "spiece": "bpe"}),
+    "gemma-untied": ("translation", "gemma", "T5GemmaForConditionalGeneration",
+                     {**SCALARS, "tie_word_embeddings": False}),
+    "vanilla": ("translation", "vanilla", "M2M100ForConditionalGeneration", {}),
+    "vanilla-scalars": ("translation", "vanilla", "M2M100ForConditionalGeneration",
+                        {**SCALARS, "scale_embeddings": False, "feed_forward": "gelu", "num_decoder_layers": 1}),
+    "modern": ("translation", "modern", "EncoderDecoderForConditionalGeneration",
+               {**SCALARS, "qk_norm": True, "num_key_value_heads": 1}),
+    "llama": ("language_model", "llama", "LlamaForCausalLM", SCALARS),
+    "llama-untied": ("language_model", "llama", "LlamaForCausalLM",
+                     {**SCALARS, "tie_word_embeddings": False, "bias": True, "spiece": "lossless-bpe"}),
+    "qwen3": ("language_model", "qwen3", "Qwen3ForCausalLM", {**SCALARS, "num_key_value_heads": 2}),
+    "language-model": ("language_model", "llama", "DecoderOnlyForCausalLM", {"feed_forward": "geglu"}),
+    "eurobert": ("masked_lm", "eurobert", "EuroBertForMaskedLM", SCALARS),
+    "classifier": ("classification", "eurobert", "EuroBertForSequenceClassification", SCALARS),
+    "classifier-first": ("classification", "eurobert", "EncoderOnlyForSequenceClassification",
+                         {"classifier_pooling": "first", "norm": "layer_norm"}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """One process for all folders, which are its questions' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        with PlainTransformers(tmp_path_factory.mktemp("none")) as opened:
+            yield opened
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_model_is_the_same_in_plain_transformers(case, make_model, plain, tmp_path):
+    task, preset, architecture, options = CASES[case]
+    model = make_model(task, preset, **options)
+    target = tmp_path / "exported"
+    made = make()
+    made.check(model)
+    made.write(model, target)
+    assert made.describe(target)["architecture"] == architecture
+    assert not list(target.glob("*.bin"))
+
+    trained = open_trained(model)
+    plain.folder = target
+    pairs = PAIRS if task == "translation" else TEXTS
+    expected, found = trained.log_probabilities(pairs), plain.log_probabilities(pairs)
+    assert [len(row) for row in found] == [len(row) for row in expected]
+    largest = max(abs(a - b) for one, two in zip(expected, found, strict=True) for a, b in zip(one, two, strict=True))
+    assert largest < 2e-5
+    lines = [source if task == "translation" else target for source, target in pairs]
+    assert same(plain.greedy(lines), trained.greedy(lines))
+    if task == "translation":
+        assert same(plain.translate(lines), trained.translate(lines))
+
+
+def same(one: list[str], two: list[str]) -> bool:
+    return all(map(alike, one, two)) and len(one) == len(two)
