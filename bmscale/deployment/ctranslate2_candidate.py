@@ -14,7 +14,6 @@ from bmscale.inference.ctranslate2_folder import (
     kind_of,
     open_ctranslate2_folder,
 )
-from bmscale.inference.search import SearchOptions
 from bmscale.inference.translator import Translator
 
 

@@ -8,27 +8,22 @@ beneath it take them. Sources: `specs/transformer_spec.py` of the Python package
 What a folder holds: `model.bin`, `config.json` and `shared_vocabulary.json` (`vocabulary.json` of a language model)
 are CTranslate2's; `spiece.model` and `provenance.json` are the model folder's, the latter with a key `ctranslate2`.
 
-| option            | what becomes of it                                                                     |
-|-------------------|----------------------------------------------------------------------------------------|
-| embedding_scale   | with sqrt(D) one number, by which CTranslate2 multiplies embeddings                     |
-| attention_scale   | multiplied into the query matrix, or into the norm of queries                           |
-| residual_scale    | multiplied into the last matrix of each branch, or into its post-norm                   |
-| logit_scale       | multiplied into the decoder's last norm, which nothing but the head reads: exact also   |
-|                   | where the head is tied to the embeddings                                                |
-| sinusoids         | a table, as long as the model has positions: fairseq's begin at 2, CTranslate2's at 1   |
+The scalars of the configuration are moved into weights (scalars.py) but for that of embeddings, which CTranslate2 has a
+place for. Sinusoids are written as a table, as long as the model has positions: ours begin at 2, CTranslate2's at 1.
 """
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from bmscale.data.tokenizer import SPECIAL_PIECES, Tokenizer
 from bmscale.deployment.ctranslate2_candidate import LanguageModelCandidate, TranslationCandidate, open_candidate
 from bmscale.deployment.formats import FLOAT32_TOLERANCE
+from bmscale.deployment.scalars import embedding_scale, fold
 from bmscale.errors import BadInput
 from bmscale.inference.ctranslate2_folder import COMPUTE_TYPES, import_ctranslate2
 from bmscale.model.config import GATED, DecoderOnlyConfig, EncoderDecoderConfig, TransformerConfig
@@ -71,7 +66,7 @@ class CTranslate2Format:
         self.check(model)
         if target.exists():
             raise BadInput(f"{target}: exists already; give a name that is free, or remove it")
-        spec = _specification(load_model(model), model)
+        spec = _specification(model)
         spec.validate()
         spec.optimize(quantization=self.compute_type)
         target.mkdir(parents=True)
@@ -106,22 +101,7 @@ class CTranslate2Format:
         """How to load the folder, from within it."""
         if isinstance(model.config, DecoderOnlyConfig):
             return _LANGUAGE_MODEL_USAGE
-        return _TRANSLATION_USAGE
-
-    def describe(self, target: Path) -> dict[str, Any]:
-        """What the report says of the folder."""
-        return {"layout": "CTranslate2", "compute_type": self.compute_type, "ctranslate2": self._version}
-
-
-def make(**options: str) -> CTranslate2Format:
-    """The format with its option `compute_type`. Raises BadInput for another option, or value."""
-    unknown = sorted(set(options) - {"compute_type"})
-    if unknown:
-        raise BadInput(f"--to ctranslate2: has the option compute_type alone; got {', '.join(unknown)}")
-    return CTranslate2Format(**options)
-
-
-_TRANSLATION_USAGE = """\
+        return _TRANSLATION_USAGE = """\
 With bmscale, `bmscale translate .`, or in Python `Translator.from_pretrained(".").translate(["A sentence."])`. With
 the packages ctranslate2 and sentencepiece alone:
 
@@ -152,24 +132,24 @@ print(pieces.decode(result.sequences[0]))
 """
 
 
-def _specification(model: Any, folder: ModelFolder) -> Any:
+def _specification(model: ModelFolder) -> Any:
     from ctranslate2.specs import transformer_spec
 
-    config = folder.config
-    pieces = Tokenizer.load(folder.tokenizer).pieces(range(config.vocab_size))
+    config = model.config
+    pieces = Tokenizer.load(model.tokenizer).pieces(range(config.vocab_size))
+    state = fold(config, load_model(model).state_dict(), embedding_factor=embedding_scale(config))
     spec: Any
     if isinstance(config, EncoderDecoderConfig):
         encoder = transformer_spec.TransformerEncoderSpec(config.num_encoder_layers, **_options(config))
         decoder = transformer_spec.TransformerDecoderSpec(
             config.num_decoder_layers,
             **_options(config),
-            # The layer before the last aligns best (Garg 2019, section 4.1); of all its heads, the mean.
-            alignment_layer=max(0, config.num_decoder_layers - 2),
-            alignment_heads=0,
+            alignment_layer=max(0, config.num_decoder_layers - 2),  # as Backend.attention has it
+            alignment_heads=0,  # the mean of all
             external_pre_post_encoder_layers=config.sandwich_norm,
         )
-        _set_stack(encoder, model.model.encoder, config)
-        _set_stack(decoder, model.model.decoder, config)
+        _Stack(config, state, "model.encoder").fill(encoder)
+        _Stack(config, state, "model.decoder").fill(decoder)
         spec = transformer_spec.TransformerSpec(encoder, decoder)
         spec.register_source_vocabulary(pieces)
         spec.register_target_vocabulary(pieces)
@@ -179,10 +159,10 @@ def _specification(model: Any, folder: ModelFolder) -> Any:
         decoder = transformer_spec.TransformerDecoderSpec(
             config.num_hidden_layers, **_options(config), with_encoder_attention=False
         )
-        _set_stack(decoder, model.model, config)
+        _Stack(config, state, "model").fill(decoder)
         spec = transformer_spec.TransformerDecoderModelSpec(decoder)
         spec.register_vocabulary(pieces)
-    _set_head(decoder, model, config)
+    decoder.projection.weight = state["lm_head.weight"]
     spec.config.bos_token, spec.config.eos_token, spec.config.unk_token = _BOS, _EOS, _UNK
     spec.config.layer_norm_epsilon = float(config.norm_eps)
     return spec
@@ -195,7 +175,6 @@ def _options(config: TransformerConfig) -> dict[str, Any]:
     rotary = {"rotary_dim": config.head_dim, "rotary_interleave": False, "rotary_base": float(config.rope_theta)}
     return {
         "num_heads": config.num_attention_heads,
-        # Without it CTranslate2 takes query, key and value for three of the same width.
         "num_heads_kv": config.num_key_value_heads,
         "head_dim": config.head_dim,
         "pre_norm": True,
@@ -208,85 +187,72 @@ def _options(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def _set_stack(spec: Any, stack: Any, config: TransformerConfig) -> None:
-    embeddings = spec.embeddings[0] if isinstance(spec.embeddings, list) else spec.embeddings
-    embeddings.weight = stack.embed.tokens.weight
-    spec.scale_embeddings = float(stack.embed.scale)
-    if config.positions == "rope":
-        if hasattr(spec, "position_encodings"):  # the encoder's constructor makes one all the same
+class _Stack:
+    """The weights of one stack, and where they go."""
+
+    def __init__(self, config: TransformerConfig, state: Mapping[str, torch.Tensor], name: str) -> None:
+        self._config, self._state, self._name = config, state, name
+
+    def fill(self, spec: Any) -> None:
+        """Set all of a stack's specification."""
+        config = self._config
+        embeddings = spec.embeddings[0] if isinstance(spec.embeddings, list) else spec.embeddings
+        embeddings.weight = self._state[f"{self._name}.embed.tokens.weight"]
+        spec.scale_embeddings = embedding_scale(config)
+        if config.positions == "sinusoid":
+            place_T = positions(config.max_position_embeddings, 0, torch.device("cpu"))
+            spec.position_encodings.encodings = sinusoids(place_T, config.hidden_size, torch.float32)
+        elif hasattr(spec, "position_encodings"):  # the encoder's constructor makes one all the same
             del spec.position_encodings
-    else:
-        place_T = positions(config.max_position_embeddings, 0, torch.device("cpu"))
-        spec.position_encodings.encodings = sinusoids(place_T, config.hidden_size, torch.float32)
-    _set_norm(spec.layer_norm, stack.norm)
-    for part, layer in zip(spec.layer, stack.layers, strict=True):
-        _set_layer(part, layer, config)
+        self._norm(spec.layer_norm, "norm")
+        for number, layer in enumerate(spec.layer):
+            self._layer(layer, f"layers.{number}")
 
+    def _layer(self, spec: Any, name: str) -> None:
+        own, feed_forward = spec.self_attention, spec.ffn
+        reads_source = hasattr(spec, "attention")
+        if self._config.sandwich_norm:
+            norms = [
+                (spec.input_layer_norm, "self_attention_norm"),
+                (spec.post_attention_layer_norm, "self_attention_post_norm"),
+                (spec.pre_feedforward_layer_norm, "feed_forward_norm"),
+                (spec.post_feedforward_layer_norm, "feed_forward_post_norm"),
+            ]
+            if reads_source:
+                norms.append((spec.external_pre_encoder_attention_layer_norm, "cross_attention_norm"))
+                norms.append((spec.external_post_encoder_attention_layer_norm, "cross_attention_post_norm"))
+        else:
+            norms = [(own.layer_norm, "self_attention_norm"), (feed_forward.layer_norm, "feed_forward_norm")]
+            norms += [(spec.attention.layer_norm, "cross_attention_norm")] if reads_source else []
+        if self._config.qk_norm:
+            norms += [(own.q_norm, "self_attention.q_norm"), (own.k_norm, "self_attention.k_norm")]
+        for part, norm in norms:
+            self._norm(part, f"{name}.{norm}")
 
-def _set_layer(spec: Any, layer: Any, config: TransformerConfig) -> None:
-    own, feed_forward, scale = spec.self_attention, spec.ffn, float(layer.residual_scale)
-    branch = 1.0 if config.sandwich_norm else scale
-    if config.sandwich_norm:
-        _set_norm(spec.input_layer_norm, layer.self_attention_norm)
-        _set_norm(spec.post_attention_layer_norm, layer.self_attention_post_norm, scale)
-        _set_norm(spec.pre_feedforward_layer_norm, layer.feed_forward_norm)
-        _set_norm(spec.post_feedforward_layer_norm, layer.feed_forward_post_norm, scale)
-    else:
-        _set_norm(own.layer_norm, layer.self_attention_norm)
-        _set_norm(feed_forward.layer_norm, layer.feed_forward_norm)
+        self._linear(own.linear[0], f"{name}.self_attention", "q_proj", "k_proj", "v_proj")
+        self._linear(own.linear[1], f"{name}.self_attention", "o_proj")
+        if reads_source:
+            cross = spec.attention
+            if self._config.qk_norm:  # the constructor gives it norms; ours has none (model/config.py)
+                del cross.q_norm, cross.k_norm
+            self._linear(cross.linear[0], f"{name}.cross_attention", "q_proj")
+            self._linear(cross.linear[1], f"{name}.cross_attention", "k_proj", "v_proj")
+            self._linear(cross.linear[2], f"{name}.cross_attention", "o_proj")
+        is_gated = self._config.feed_forward in GATED
+        self._linear(feed_forward.linear_0, f"{name}.feed_forward", "gate_proj" if is_gated else "up_proj")
+        if is_gated:
+            self._linear(feed_forward.linear_0_noact, f"{name}.feed_forward", "up_proj")
+        self._linear(feed_forward.linear_1, f"{name}.feed_forward", "down_proj")
 
-    attention, query = layer.self_attention, float(config.attention_scale)
-    if config.qk_norm:  # whose weight is the last to multiply a query
-        _set_norm(own.q_norm, attention.q_norm, query)
-        _set_norm(own.k_norm, attention.k_norm)
-        query = 1.0
-    _set_linear(own.linear[0], (attention.q_proj, query), (attention.k_proj, 1.0), (attention.v_proj, 1.0))
-    _set_linear(own.linear[1], (attention.o_proj, branch))
-    if layer.reads_source:
-        _set_cross_attention(spec, layer, config)
+    def _norm(self, spec: Any, name: str) -> None:
+        spec.gamma = self._state[f"{self._name}.{name}.weight"]
+        bias = self._state.get(f"{self._name}.{name}.bias")
+        if bias is not None:
+            spec.beta = bias
 
-    if config.feed_forward in GATED:
-        _set_linear(feed_forward.linear_0, (layer.feed_forward.gate_proj, 1.0))
-        _set_linear(feed_forward.linear_0_noact, (layer.feed_forward.up_proj, 1.0))
-    else:
-        _set_linear(feed_forward.linear_0, (layer.feed_forward.up_proj, 1.0))
-    _set_linear(feed_forward.linear_1, (layer.feed_forward.down_proj, branch))
-
-
-def _set_cross_attention(spec: Any, layer: Any, config: TransformerConfig) -> None:
-    scale = float(layer.residual_scale)
-    cross, attention = spec.attention, layer.cross_attention
-    if config.sandwich_norm:
-        _set_norm(spec.external_pre_encoder_attention_layer_norm, layer.cross_attention_norm)
-        _set_norm(spec.external_post_encoder_attention_layer_norm, layer.cross_attention_post_norm, scale)
-    else:
-        _set_norm(cross.layer_norm, layer.cross_attention_norm)
-    if config.qk_norm:  # the specification's constructor gives it norms; ours has none, see model/config.py
-        del cross.q_norm, cross.k_norm
-    _set_linear(cross.linear[0], (attention.q_proj, float(config.attention_scale)))
-    _set_linear(cross.linear[1], (attention.k_proj, 1.0), (attention.v_proj, 1.0))
-    _set_linear(cross.linear[2], (attention.o_proj, 1.0 if config.sandwich_norm else scale))
-
-
-def _set_head(decoder: Any, model: Any, config: TransformerConfig) -> None:
-    decoder.projection.weight = model.lm_head.weight
-    if config.logit_scale != 1.0:
-        stack = model.model.decoder if isinstance(config, EncoderDecoderConfig) else model.model
-        _set_norm(decoder.layer_norm, stack.norm, float(config.logit_scale))
-
-
-def _set_norm(spec: Any, norm: Any, scale: float = 1.0) -> None:
-    spec.gamma = _times(norm.weight, scale)
-    if getattr(norm, "bias", None) is not None:
-        spec.beta = _times(norm.bias, scale)
-
-
-def _set_linear(spec: Any, *parts: tuple[nn.Linear, float]) -> None:
-    """One matrix of several, each multiplied by its number; biases as well."""
-    spec.weight = torch.cat([_times(linear.weight, scale) for linear, scale in parts])
-    if parts[0][0].bias is not None:
-        spec.bias = torch.cat([_times(linear.bias, scale) for linear, scale in parts])
-
-
-def _times(tensor: torch.Tensor, scale: float) -> torch.Tensor:
-    return tensor.detach() if scale == 1.0 else tensor.detach() * scale
+    def _linear(self, spec: Any, name: str, *projections: str) -> None:
+        """One matrix of several, and their biases where there are any."""
+        names = [f"{self._name}.{name}.{projection}" for projection in projections]
+        spec.weight = torch.cat([self._state[f"{part}.weight"] for part in names])
+        if f"{names[0]}.bias" in self._state:
+            spec.bias = torch.cat([self._state[f"{part}.bias"] for part in names])

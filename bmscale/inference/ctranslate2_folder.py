@@ -94,8 +94,8 @@ def open_ctranslate2_folder(path: str | Path, kind: str = TRANSLATOR) -> CTransl
 
 
 def kind_of(folder: Path) -> str:
-    """TRANSLATOR, LANGUAGE_MODEL or another name of a specification, which stands in the head of `model.bin`: a version,
-    then a string with its length. Raises BadInput for another file."""
+    """TRANSLATOR, LANGUAGE_MODEL or another name of a specification: it stands in the head of `model.bin`, a version
+    and then a string with its length. Raises BadInput for another file, and OSError."""
     path = folder / MODEL
     with path.open("rb") as file:
         head = file.read(64)
