@@ -1,9 +1,10 @@
-"""A translation model as an .argosmodel, which Argos Translate and, through its own fork of it, LibreTranslate install.
+"""A translation model as an .argosmodel, for Argos Translate and for LibreTranslate, which installs them by a fork.
 
-It is a zip archive of one folder: `metadata.json`, `sentencepiece.model`, `README.md` and `model/`, a CTranslate2 model.
-Argos encodes a sentence with SentencePiece, adds nothing, and takes the text of what comes back; CTranslate2 puts </s>
-behind the source because the model's own config.json says so. Source: `package.py` and `translate.py` of argostranslate
-1.11. It splits paragraphs with models that it downloads itself, and writes every underscore of a translation as a space.
+It is a zip archive of one folder: `metadata.json`, `sentencepiece.model`, `README.md`, and `model/`, a CTranslate2
+model. Argos encodes a sentence with SentencePiece, adds nothing, and takes the text of what comes back; CTranslate2
+puts </s> behind the source because the model's own config.json says so. It splits paragraphs with models that it
+downloads itself, and writes every underscore of a translation as a space. Source: `package.py` and `translate.py` of
+argostranslate 1.11.
 """
 
 import json
@@ -23,15 +24,15 @@ from bmscale.model.folder import ModelFolder
 
 ARGOS_VERSION = "1.11"
 """The version of Argos Translate that packages were tried with."""
-_LANGUAGE_NAMES = dict(
-    ar="Arabic", bg="Bulgarian", bn="Bengali", ca="Catalan", cs="Czech", da="Danish", de="German", el="Greek",
-    en="English", eo="Esperanto", es="Spanish", et="Estonian", eu="Basque", fa="Persian", fi="Finnish", fr="French",
-    ga="Irish", gl="Galician", he="Hebrew", hi="Hindi", hr="Croatian", hu="Hungarian", id="Indonesian", is_="Icelandic",
-    it="Italian", ja="Japanese", ko="Korean", lt="Lithuanian", lv="Latvian", mt="Maltese", nb="Norwegian", nl="Dutch",
-    pl="Polish", pt="Portuguese", ro="Romanian", ru="Russian", sk="Slovak", sl="Slovenian", sq="Albanian", sr="Serbian",
-    sv="Swedish", sw="Swahili", ta="Tamil", th="Thai", tr="Turkish", uk="Ukrainian", ur="Urdu", vi="Vietnamese",
-    zh="Chinese",
-)  # fmt: skip
+_LANGUAGES = """
+ar Arabic, bg Bulgarian, bn Bengali, ca Catalan, cs Czech, da Danish, de German, el Greek, en English, eo Esperanto,
+es Spanish, et Estonian, eu Basque, fa Persian, fi Finnish, fr French, ga Irish, gl Galician, he Hebrew, hi Hindi,
+hr Croatian, hu Hungarian, id Indonesian, is Icelandic, it Italian, ja Japanese, ko Korean, lt Lithuanian, lv Latvian,
+mt Maltese, nb Norwegian, nl Dutch, pl Polish, pt Portuguese, ro Romanian, ru Russian, sk Slovak, sl Slovenian,
+sq Albanian, sr Serbian, sv Swedish, sw Swahili, ta Tamil, th Thai, tr Turkish, uk Ukrainian, ur Urdu, vi Vietnamese,
+zh Chinese
+"""
+_NAMES = dict(entry.split() for entry in _LANGUAGES.split(","))
 _README = """\
 # {from_name} to {to_name}
 
@@ -88,7 +89,7 @@ class ArgosFormat(CTranslate2Format):
     def _metadata(self, model: ModelFolder) -> dict[str, Any]:
         given = [str(model.provenance[key]) for key in ("source_language", "target_language")]
         codes = [re.split("[-_]", code)[0].lower() for code in given]
-        names = [_LANGUAGE_NAMES.get("is_" if code == "is" else code, code) for code in codes]
+        names = [_NAMES.get(code, code) for code in codes]
         return {
             "package_version": "1.0",
             "argos_version": ARGOS_VERSION,

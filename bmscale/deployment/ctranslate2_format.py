@@ -101,7 +101,19 @@ class CTranslate2Format:
         """How to load the folder, from within it."""
         if isinstance(model.config, DecoderOnlyConfig):
             return _LANGUAGE_MODEL_USAGE
-        return _TRANSLATION_USAGE = """\
+        return _TRANSLATION_USAGE
+
+    def describe(self, target: Path) -> dict[str, Any]:
+        """What the report says of the folder."""
+        return {"layout": "CTranslate2", "compute_type": self.compute_type, "ctranslate2": self._version}
+
+
+def make(**options: str) -> CTranslate2Format:
+    """The format with its option `compute_type`. Raises BadInput for another value."""
+    return CTranslate2Format(**options)
+
+
+_TRANSLATION_USAGE = """\
 With bmscale, `bmscale translate .`, or in Python `Translator.from_pretrained(".").translate(["A sentence."])`. With
 the packages ctranslate2 and sentencepiece alone:
 

@@ -14,9 +14,10 @@ LANGUAGES_WITHOUT_SPACES = frozenset({"zh", "ja", "th", "lo", "km", "my", "bo"})
 _STOPS = r"[.!?…؟۔।॥]"
 _CLOSING = "[\"'”’»›)\\]]"
 _END = re.compile(
-    rf"(?<={_STOPS})(?=\s)|(?<={_STOPS}{_CLOSING})(?=\s)|(?<={_STOPS}{_CLOSING}{_CLOSING})(?=\s)"
+    rf"(?<={_STOPS})(?=\s)|(?<={_STOPS}{_CLOSING})(?=\s)|(?<={_STOPS}{_CLOSING}{_CLOSING})(?=\s)|(?<={_STOPS}\s»)(?=\s)"
     r"|(?<=[。！？｡])(?![。！？｡”’」』）)])|(?<=[。！？｡][”’」』）)])(?![。！？｡”’」』）)])"
 )
+_CLOSED_LATER = ("»", "”", "’", ")", "]")  # « Où ? » dit-il.
 _ANY_END = re.compile(
     r"(?<=[.!?…])(?=\s)|(?<=[.!?…][\"'”’»)\]])(?=\s)"
     r"|(?<=[。！？｡।])(?![。！？｡।”’」』）)])|(?<=[。！？｡।][”’」』）)])"
@@ -95,7 +96,7 @@ def split_everywhere(text: str) -> list[str]:
 def _is_end(before: str, after: str, ordinals: bool) -> bool:
     """Whether a sentence ends between the two, at a place that looks like it."""
     begins = after.lstrip(_OPENING)
-    if begins[:1].islower():
+    if begins[:1].islower() or after[:1] in _CLOSED_LATER:
         return False
     word = _LAST_WORD.search(before)
     if word is None:  # no full stop, or one behind which a bracket or a quotation closes
