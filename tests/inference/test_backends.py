@@ -7,6 +7,7 @@ import torch
 from bmscale.data.tokenizer import EOS
 from bmscale.errors import BadInput
 from bmscale.inference.alignment import Alignment, draw_alignments
+from bmscale.inference.alternatives import next_tokens
 from bmscale.inference.ctranslate2_backend import CTranslate2Backend
 from bmscale.inference.prefix import Prefix
 from bmscale.inference.search import SearchOptions
@@ -64,7 +65,7 @@ def test_n_best_lists_are_scored_alike(wild):
             if hypothesis.text in by_text:
                 alike += 1
                 assert hypothesis.score == pytest.approx(by_text[hypothesis.text], abs=1e-4)
-    assert alike > 20
+    assert alike > 10  # the searches end by different rules
     assert twos[1] == [Hypothesis("", 0.0)]
     assert [found[0].text for found in twos] == wild.ctranslate2.translate(LINES, beam_size=4)
 
@@ -105,7 +106,8 @@ def test_prefixes_are_kept_to_the_letter(wild):
         for text, prefix, translation in zip(texts, PREFIXES, found, strict=True):
             assert translation.startswith(prefix.strip())
             rest = translation[len(prefix.strip()) :]
-            assert not (prefix and rest[:1].isalnum())
+            if prefix[-1:].isalpha():
+                assert not rest[:1].isalnum()
             assert wild.ctranslate2.translate([text], beam_size=beam_size, prefix=prefix) == [translation]
 
 
@@ -138,13 +140,14 @@ def test_alternatives_part_ways_at_their_first_piece(wild, prefix):
     scores = [found.score for found in ones[0]]
     assert scores == sorted(scores, reverse=True)
     assert ones[1] == [Hypothesis(prefix, 0.0)]
-    tokenizer = wild.torch.tokenizer
-    length = len(tokenizer.encode(prefix)) - 1
-    said = wild.torch.backend.next_log_probabilities([tokenizer.encode(LINES[0])], [tokenizer.encode(prefix)[:-1]])[0]
+    tokenizer, heads = wild.torch.tokenizer, [wild.torch._prefixes.make(prefix)]
+    sources, continuing = [tokenizer.encode(LINES[0])], wild.torch._prefixes.continuing_V.numpy()
+    ways = [next_tokens(side.backend, sources, [0], heads, continuing, 5)[0] for side in (wild.torch, wild.ctranslate2)]
+    assert ways[0] == ways[1]
+    said = wild.torch.backend.next_log_probabilities(sources, [heads[0].ids])[0]
     assert np.exp(said).sum() == pytest.approx(1.0, abs=1e-4)
-    # Spelling is not always cut again as it was found: of these lines it is for most.
-    firsts = {tokenizer.encode(found.text)[length] for found in ones[0]}
-    assert len(firsts & set(np.argsort(-said)[:12].tolist())) >= 3
+    barred = {0, 1, 3} | (set(np.flatnonzero(continuing).tolist()) if prefix else {EOS})
+    assert ways[0] == [token for token in np.argsort(-said) if token not in barred][:5]
 
 
 def test_alternatives_that_cannot_be_had_are_refused(wild):
@@ -177,9 +180,10 @@ def test_alignments_are_the_same_and_what_the_model_learnt(wild, trained, langua
 
 
 def test_a_picture_of_alignments(wild, tmp_path):
-    drawn = draw_alignments(wild.torch.align(LINES, wild.torch.translate(LINES, beam_size=1)), tmp_path / "a.png")
+    lines, targets = ["the goat.", "", "nobody knew"], ["a boat", "a", "nobody knew why"]
+    drawn = draw_alignments(wild.torch.align(lines, targets), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert 5 <= drawn <= len(LINES) - 3
+    assert drawn == 2
     one = Alignment(["\u2581a$", "b_$"], ["c"], np.array([[0.9, 0.1]]))
     assert one.best() == [0]
     assert draw_alignments([one] * 20, tmp_path / "b.svg") == 12
@@ -235,7 +239,7 @@ def test_a_table_of_positions_ends(wild, trained, tmp_path):
     from bmscale.model.folder import open_model_folder, write_model_folder
 
     config = EncoderDecoderConfig(
-        vocab_size=120, hidden_size=16, num_encoder_layers=1, num_decoder_layers=1, num_attention_heads=2,
+        vocab_size=100, hidden_size=16, num_encoder_layers=1, num_decoder_layers=1, num_attention_heads=2,
         positions="sinusoid", max_position_embeddings=12,
     )  # fmt: skip
     model = EncoderDecoderForConditionalGeneration(config)
@@ -258,13 +262,13 @@ def test_the_command_takes_either_folder(wild, run, tmp_path):
     assert one == two
     assert one.count("\n") == 3
     picture = tmp_path / "a.png"
-    run("translate", wild.exported, "--align", picture, "--compute-type", "int8", stdin=stdin)
+    run("translate", wild.exported, "--align", picture, "--compute-type", "int8", stdin="goat\n")
     assert picture.stat().st_size > 1000
     listed = run("translate", wild.exported, "--alternatives", 3, stdin=stdin).out.splitlines()
     assert [line.split(" ||| ")[0] for line in listed] == ["0", "0", "0", "1", "2", "2", "2"]
     found = run("translate", wild.exported, "--paragraphs", stdin=stdin).out
     assert found.splitlines()[2] == " ".join(wild.ctranslate2.translate(["nobody knew.", "She counted boats."]))
-    assert run("translate", wild.exported, "--score", stdin="goat\tgoat\n").out.endswith("\t2\n") is not None
+    assert run("translate", wild.exported, "--score", stdin="goat\tgoat\n").out.count("\t") == 1
 
 
 @pytest.mark.parametrize(
