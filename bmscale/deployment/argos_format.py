@@ -101,7 +101,13 @@ class ArgosFormat(CTranslate2Format):
 
     def open(self, target: Path) -> TranslationCandidate:
         """Unpack the archive as Argos does and open what is in it. Raises BadInput for another one."""
-        return ArgosCandidate(target)
+        with tempfile.TemporaryDirectory(prefix="argos-") as scratch:
+            with zipfile.ZipFile(target) as archive:
+                archive.extractall(scratch)
+            (top,) = Path(scratch).iterdir()
+            # The one file that Argos has in another place and under another name.
+            shutil.copyfile(top / "sentencepiece.model", top / "model" / TOKENIZER_FILE)
+            return TranslationCandidate(open_ctranslate2_folder(top / "model"))  # which is in memory from here on
 
     def usage(self, model: ModelFolder) -> str:
         """How to install the package."""
@@ -123,19 +129,6 @@ text as training did (Unicode NFC, single spaces), and writes an underscore as a
     def describe(self, target: Path) -> dict[str, Any]:
         """What the report says of the archive."""
         return {**super().describe(target), "layout": "Argos package, CTranslate2", "argos_version": ARGOS_VERSION}
-
-
-class ArgosCandidate(TranslationCandidate):
-    """An archive that was unpacked, for as long as this lives."""
-
-    def __init__(self, archive: Path) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="argos-")
-        with zipfile.ZipFile(archive) as opened:
-            opened.extractall(self._scratch.name)
-        (top,) = Path(self._scratch.name).iterdir()
-        # The one file that Argos has in another place and under another name.
-        shutil.copyfile(top / "sentencepiece.model", top / "model" / TOKENIZER_FILE)
-        super().__init__(open_ctranslate2_folder(top / "model"))
 
 
 def make(**options: str) -> ArgosFormat:
