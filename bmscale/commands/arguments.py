@@ -13,7 +13,7 @@ from bmscale.errors import BadInput
 if TYPE_CHECKING:
     from bmscale.data.corpus import OriginConfig
     from bmscale.experiment import Experiment
-    from bmscale.inference.translator import SearchOptions
+    from bmscale.inference.search import SearchOptions
 
 EXIT_CODES = """
 exit codes: 0 done, 1 failed, 2 bad input, 3 diverged, 4 out of memory, 5 lost rank or hang, 75 preempted,

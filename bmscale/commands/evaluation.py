@@ -35,7 +35,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from bmscale.evaluation.evaluate import evaluate
     from bmscale.evaluation.report import write_report_or_warn
     from bmscale.experiment import RunFolder, TranslationEvaluationConfig
-    from bmscale.inference.translator import SearchOptions
+    from bmscale.inference.search import SearchOptions
     from bmscale.training import record
 
     run = RunFolder(Path(options.run))

@@ -11,7 +11,9 @@ from bmscale.commands.arguments import Commands, add, add_search, stdin_lines, w
 from bmscale.errors import BadInput
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Iterable, Iterator
+
+    from bmscale.inference.translator import Translator
 
 log = logging.getLogger("bmscale")
 
@@ -19,10 +21,18 @@ log = logging.getLogger("bmscale")
 def add_translate(commands: Commands) -> None:
     """`bmscale translate`."""
     parser = add(commands, "translate", "translate standard input to standard output, one sentence a line", _translate)
-    parser.add_argument("model", metavar="MODEL", help="a model folder, such as runs/toy/model/best")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a model folder, such as runs/toy/model/best, or one exported to ctranslate2"
+    )
     parser.add_argument("--to", metavar="CODE", help="language to translate into, for a model of several")
     parser.add_argument(
         "--n-best", type=int, metavar="N", help="N translations a line as `index ||| translation ||| score`, best first"
+    )
+    parser.add_argument(
+        "--alternatives",
+        type=int,
+        metavar="N",
+        help="as --n-best, but N translations that part ways at their first piece, or at the first behind the prefix",
     )
     parser.add_argument(
         "--prefixes", metavar="FILE", help="beginnings that the translations must have, one a line, empty for none"
@@ -32,33 +42,97 @@ def add_translate(commands: Commands) -> None:
         action="store_true",
         help="translate nothing: read `source TAB target`, write `log-probability TAB tokens` (nats, </s> counted)",
     )
+    parser.add_argument(
+        "--paragraphs", action="store_true", help="a line is a paragraph: translate its sentences one by one"
+    )
+    parser.add_argument(
+        "--align",
+        metavar="FILE",
+        help="draw which source pieces each piece was made of (.png, .svg or .pdf; the first 12 translations)",
+    )
     add_search(parser)
+    parser.add_argument("--backend", default="auto", help="torch or ctranslate2 (default: what the folder is of)")
+    parser.add_argument(
+        "--compute-type",
+        metavar="TYPE",
+        default="auto",
+        help="float32, bfloat16, float16, and with ctranslate2 int8 and others "
+        "(default: float32, with ctranslate2 what the folder is in)",
+    )
 
 
 def _translate(options: argparse.Namespace) -> None:
     from bmscale.data.corpus import read_lines
-    from bmscale.inference.lines import n_best_lines, scored_lines
-    from bmscale.inference.translator import SearchOptions, Translator
+    from bmscale.inference.alignment import check_picture
+    from bmscale.inference.lines import alternative_lines, n_best_lines, scored_lines
+    from bmscale.inference.search import SearchOptions
+    from bmscale.inference.translator import Translator
 
-    searched = ("n_best", "prefixes", "beam_size", "length_penalty")
-    given = [f"--{name.replace('_', '-')}" for name in searched if getattr(options, name) is not None]
-    if options.score and given:
-        raise BadInput(f"--score: scores the targets that it is given and searches for none; leave {given[0]} out")
+    _check_together(options)
+    if options.align is not None:
+        check_picture(Path(options.align))
     search = vars(with_given(SearchOptions(), options))
-    translator = Translator.from_pretrained(options.model, device=options.device).into(options.to)
-    # Bytes that are not UTF-8 must not end a pipe of millions of lines: they become U+FFFD.
-    lines = (line.decode("utf-8", errors="replace").rstrip("\r\n") for line in sys.stdin.buffer)
+    translator = Translator.from_pretrained(
+        options.model, options.backend, options.device or "auto", options.compute_type
+    ).into(options.to)
+    lines = stdin_lines()
     chunk = 1 if sys.stdin.isatty() else 512
     prefixes = None if options.prefixes is None else read_lines(Path(options.prefixes))
     if options.score:
         output = scored_lines(translator, lines, chunk_lines=chunk)
-    elif options.n_best is not None:
-        output = n_best_lines(translator, lines, options.n_best, prefixes=prefixes, chunk_lines=chunk, **search)
+    elif options.n_best is not None or options.alternatives is not None:
+        listed = n_best_lines if options.n_best is not None else alternative_lines
+        n = options.alternatives if options.n_best is None else options.n_best
+        output = listed(translator, lines, n, prefixes=prefixes, chunk_lines=chunk, **search)
     else:
-        output = translator.translate_stream(lines, prefixes=prefixes, chunk_lines=chunk, **search)
+        given: list[str] = []
+        lines = _first(lines, given) if options.align is not None else lines
+        output = translator.translate_stream(
+            lines, prefixes=prefixes, chunk_lines=chunk, paragraphs=options.paragraphs, **search
+        )
+        if options.align is not None:
+            output = _drawn(translator, given, output, Path(options.align))
     for line in output:
-        sys.stdout.buffer.write(line.encode("utf-8", errors="replace") + b"\n")
-        sys.stdout.buffer.flush()
+        write(line + "\n")
+
+
+def _check_together(options: argparse.Namespace) -> None:
+    """Raises BadInput for options that do not go with each other."""
+    wants = {name: getattr(options, name) for name in ("n_best", "alternatives", "prefixes", "align")}
+    given = [f"--{name.replace('_', '-')}" for name, value in wants.items() if value is not None]
+    given += ["--paragraphs"] if options.paragraphs else []
+    searched = ("beam_size", "length_penalty")
+    given_search = [f"--{name.replace('_', '-')}" for name in searched if getattr(options, name) is not None]
+    if options.score and (given or given_search):
+        raise BadInput(
+            f"--score: scores the targets that it is given and searches for none; leave {(given + given_search)[0]} out"
+        )
+    lists = {"--n-best", "--alternatives", "--align", "--paragraphs"} & set(given)
+    if len(lists) > 1:
+        raise BadInput(f"{', '.join(sorted(lists))}: go each by itself; give one of them")
+
+
+def _first(lines: "Iterable[str]", kept: list[str]) -> "Iterator[str]":
+    """The same lines; the first of them, as many as one picture takes, are kept as well."""
+    from bmscale.inference.alignment import MOST_PICTURED
+
+    for line in lines:
+        if len(kept) < MOST_PICTURED:
+            kept.append(line)
+        yield line
+
+
+def _drawn(translator: "Translator", sources: list[str], output: "Iterable[str]", path: Path) -> "Iterator[str]":
+    """The same translations; the first of them are drawn once all are there."""
+    from bmscale.inference.alignment import draw_alignments
+
+    kept: list[str] = []
+    for line in output:
+        if len(kept) < len(sources):
+            kept.append(line)
+        yield line
+    drawn = draw_alignments(translator.align(sources[: len(kept)], kept), path)
+    log.info("%s: %d of %d translations; empty and very long ones are left out", path, drawn, len(kept))
 
 
 def add_generate(commands: Commands) -> None:

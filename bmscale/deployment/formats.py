@@ -93,6 +93,19 @@ FORMATS: Mapping[str, Entry] = {
             "that fits, else remote-code (default: auto)"
         },
     ),
+    "ctranslate2": Entry(
+        "bmscale.deployment.ctranslate2_format",
+        "a folder for the CTranslate2 engine, which bmscale translate and serve take too",
+        {
+            "compute_type": "ctranslate2, argos: in what matrices are kept: float32, int8, int8_float32; for GPUs "
+            "float16, bfloat16, int8_float16, int8_bfloat16 (default: float32)"
+        },
+    ),
+    "argos": Entry(
+        "bmscale.deployment.argos_format",
+        "an .argosmodel for Argos Translate and LibreTranslate",
+        {"compute_type": "see ctranslate2"},
+    ),
 }
 """The formats by their names."""
 

@@ -18,7 +18,8 @@ from bmscale.errors import BadInput
 from bmscale.evaluation.evaluate import model_of
 from bmscale.evaluation.scores import DEFAULT_SEED, check, fixed_seed, make_metric
 from bmscale.experiment import Experiment, RunFolder, TranslationEvaluationConfig
-from bmscale.inference.translator import SearchOptions, Translator
+from bmscale.inference.search import SearchOptions
+from bmscale.inference.translator import Translator
 from bmscale.model.folder import CONFIG, ModelFolder, open_model_folder
 
 log = logging.getLogger("bmscale")

@@ -10,7 +10,7 @@ from bmscale.data.corpus import OriginConfig
 from bmscale.errors import BadInput
 from bmscale.evaluation.test_sets import SCORERS
 from bmscale.experiment import Experiment, RunFolder
-from bmscale.inference.translator import SearchOptions
+from bmscale.inference.search import SearchOptions
 from bmscale.model.folder import CONFIG, open_model_folder
 
 log = logging.getLogger("bmscale")

@@ -34,7 +34,9 @@ from bmscale.experiment import (
     TranslationExperiment,
 )
 from bmscale.inference.classifier import Classifier
-from bmscale.inference.translator import SearchOptions, Translator, find_device
+from bmscale.inference.search import SearchOptions
+from bmscale.inference.torch_backend import find_device
+from bmscale.inference.translator import Translator
 from bmscale.model.folder import ModelFolder, load_model
 
 log = logging.getLogger("bmscale")

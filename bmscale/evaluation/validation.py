@@ -14,7 +14,8 @@ from bmscale.engine.engine import Engine
 from bmscale.evaluation.loss import ValidationLoss, validation_loss
 from bmscale.evaluation.scores import score
 from bmscale.experiment import TranslationEvaluationConfig
-from bmscale.inference.translator import SearchOptions, translate_ids
+from bmscale.inference.search import SearchOptions
+from bmscale.inference.torch_backend import translate_ids
 
 SENTENCES_AT_ONCE = 64
 """How many sentences a rank translates before it looks whether the validation is still wanted."""

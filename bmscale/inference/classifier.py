@@ -12,7 +12,7 @@ import torch
 from bmscale.data.framing import batch_ids, cut
 from bmscale.data.tokenizer import PAD, Tokenizer
 from bmscale.errors import BadInput
-from bmscale.inference.translator import find_device
+from bmscale.inference.torch_backend import find_device
 from bmscale.model.folder import ModelFolder, load_model, open_model_folder
 
 

@@ -14,7 +14,7 @@ from bmscale.data.framing import document_ids, document_text
 from bmscale.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from bmscale.errors import BadInput
 from bmscale.inference.sampling import SamplingOptions
-from bmscale.inference.translator import find_device
+from bmscale.inference.torch_backend import find_device
 from bmscale.model.folder import ModelFolder, load_model, open_model_folder
 
 _MOST_SAMPLES = 10_000

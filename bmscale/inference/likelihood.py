@@ -23,7 +23,7 @@ def log_probabilities(
     """
     results = [0.0] * len(sources)
     with torch.no_grad():
-        for rows in _batches(sources, targets, max_batch_tokens):
+        for rows in pair_batches(sources, targets, max_batch_tokens):
             batch = make_batch(*([np.array(side[row]) for row in rows] for side in (sources, targets)))
             batch = batch.to(model.device)
             states_BTD = model.model(
@@ -39,10 +39,10 @@ def log_probabilities(
     return results
 
 
-def _batches(
+def pair_batches(
     sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], max_batch_tokens: int
 ) -> list[list[int]]:
-    """Indices of pairs grouped by length, longest first."""
+    """Indices of pairs grouped by length, longest first, at most so many padded slots of both sides in a batch."""
     batches: list[list[int]] = []
     widths = (0, 0)
     for row in sorted(range(len(sources)), key=lambda row: (-len(targets[row]), -len(sources[row]))):

@@ -1,10 +1,11 @@
 """What `bmscale translate` writes besides translations: n-best lists, and scores of given pairs, as lines of text."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from bmscale.errors import BadInput
-from bmscale.inference.translator import Translator, in_chunks, with_prefixes
+from bmscale.inference.chunks import in_chunks, with_prefixes
+from bmscale.inference.translator import Hypothesis, Translator
 
 _CHUNK_CHARACTERS = 1_000_000
 
@@ -23,11 +24,35 @@ def n_best_lines(
     The index counts lines from 0; the score is that of `Hypothesis`. Lines come and go in chunks and `options` are
     those of `Translator.translate_n_best`, which also says what is raised.
     """
-    translator.translate_n_best([], n, **options)  # a mistake in them shows before the first line comes
+    return _listed(translator.translate_n_best, lines, n, prefixes, chunk_lines, options)
+
+
+def alternative_lines(
+    translator: Translator,
+    lines: Iterable[str],
+    n: int,
+    *,
+    prefixes: Iterable[str] | None = None,
+    chunk_lines: int = 512,
+    **options: Any,
+) -> Iterator[str]:
+    """The same of `Translator.translate_alternatives`."""
+    return _listed(translator.translate_alternatives, lines, n, prefixes, chunk_lines, options)
+
+
+def _listed(
+    translate: Callable[..., list[list[Hypothesis]]],
+    lines: Iterable[str],
+    n: int,
+    prefixes: Iterable[str] | None,
+    chunk_lines: int,
+    options: dict[str, Any],
+) -> Iterator[str]:
+    translate([], n, **options)  # a mistake in them shows before the first line comes
     index = 0
     for chunk in in_chunks(with_prefixes(lines, prefixes), chunk_lines, _CHUNK_CHARACTERS):
         texts, begun = zip(*chunk, strict=True)
-        for hypotheses in translator.translate_n_best(texts, n, prefixes=begun, **options):
+        for hypotheses in translate(texts, n, prefixes=begun, **options):
             for hypothesis in hypotheses:
                 yield f"{index} ||| {hypothesis.text} ||| {hypothesis.score:.6f}"
             index += 1

@@ -1,239 +1,33 @@
-"""Translation with a trained model: token ids to token ids, and lines of text to lines of text.
+"""The public Translator: lines of text to lines of text, with PyTorch or with CTranslate2.
 
-`translate_ids` works on a live module, so that the training loop can call it; `Translator` opens a model folder. Both
-promise that what comes out for one input does not depend on what else is translated with it, but for float rounding.
+What comes out for one input does not depend on what else is translated with it, but for float rounding.
 """
 
-import itertools
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+import numpy as np
 
 from bmscale.data.clean import normalise
-from bmscale.data.tokenizer import BOS, EOS, PAD, Tokenizer, language_tag
+from bmscale.data.tokenizer import EOS, Tokenizer, language_tag
 from bmscale.errors import BadInput
-from bmscale.inference.likelihood import log_probabilities
-from bmscale.inference.prefix import ForcePrefixes, Prefix, Prefixes
-from bmscale.model.folder import ModelFolder, load_model, open_model_folder
+from bmscale.inference.alignment import Alignment
+from bmscale.inference.alternatives import next_tokens
+from bmscale.inference.backends import open_folder
+from bmscale.inference.chunks import in_chunks, with_prefixes
+from bmscale.inference.parts import split_source
+from bmscale.inference.prefix import Prefix, Prefixes
+from bmscale.inference.search import Backend, SearchOptions
+from bmscale.inference.sentences import LANGUAGES_WITHOUT_SPACES, Document
+from bmscale.inference.torch_backend import TorchBackend
+from bmscale.model.folder import ModelFolder
 
-_LANGUAGES_WITHOUT_SPACES = {"zh", "ja", "th", "lo", "km", "my", "bo"}
-# Before a space, after the closing quotes and brackets of the sentence; Chinese and Japanese write no space there.
-_SENTENCE_END = re.compile(
-    r"(?<=[.!?…])(?=\s)|(?<=[.!?…][\"'”’»)\]])(?=\s)"
-    r"|(?<=[。！？｡।])(?![。！？｡।”’」』）)])|(?<=[。！？｡।][”’」』）)])"
-)
 # All that str.splitlines breaks at: a translation must stay one line.
 _LINE_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
-
-
-_MOST_BEAMS = 1_000
-_MOST_PENALTY = 10.0  # a length to a greater power leaves float32
-_MOST_LENGTH_RATIO = 1_000.0
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """How a translation is searched for. Raises BadInput for a value that cannot be used."""
-
-    beam_size: int = 5
-    """Hypotheses kept, at most 1,000 and the pieces of the vocabulary; 1 is greedy search."""
-    length_penalty: float = 1.0
-    """A beam's log-probability is divided by its length (tokens with </s>) to this power, -10 to 10; above 0 favours
-    long ones."""
-    max_batch_tokens: int = 8192
-    """Padded source tokens of a batch, every beam counted. A sentence that is longer is a batch of its own."""
-    max_length_ratio: float = 3.0
-    """A translation has at most this many tokens for each token of its source …"""
-    max_length_extra: int = 10
-    """… and so many more, or as many as the model has positions; at that length the search is made to end."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("beam_size", 1), ("max_batch_tokens", 1), ("max_length_extra", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise BadInput(f"{name}: must be a whole number of at least {least}; got {value!r}")
-        if self.beam_size > _MOST_BEAMS:
-            raise BadInput(f"beam_size: must be at most {_MOST_BEAMS:,}; got {self.beam_size:,}")
-        ranges = (("length_penalty", -_MOST_PENALTY, _MOST_PENALTY), ("max_length_ratio", 0.0, _MOST_LENGTH_RATIO))
-        for name, least_value, most_value in ranges:
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not least_value <= value <= most_value:  # NaN is in no range
-                raise BadInput(f"{name}: must be a number from {least_value:g} to {most_value:g}; got {value!r}")
-
-    def longest_target(self, source_length: int) -> int:
-        """The most target tokens, </s> counted, for a source of so many tokens, </s> counted."""
-        return int(source_length * self.max_length_ratio) + self.max_length_extra
-
-
-class _EndAtLimit(LogitsProcessor):
-    """Lets a row take nothing but </s> once it has its own most tokens.
-
-    A limit of the batch would make a translation depend on the longest source beside it. The score of </s> stays the
-    model's, so that a hypothesis which had to be ended is not preferred for it.
-    """
-
-    def __init__(self, limits_R: torch.Tensor) -> None:
-        self.limits_R = limits_R
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        # input_ids begins with the decoder start, so its length is the number of the token to come.
-        ended_R = input_ids.shape[1] >= self.limits_R
-        forced_RV = torch.full_like(scores, -torch.inf)
-        forced_RV[:, EOS] = scores[:, EOS]
-        return torch.where(ended_R[:, None], forced_RV, scores)  # type: ignore[return-value]
-
-
-def translate_ids(
-    model: Any, sources: Sequence[Sequence[int]], options: SearchOptions | None = None, *, synced: bool = False
-) -> list[list[int]]:
-    """Translate sources, each a list of ids that ends in </s>, into lists of ids without special tokens at the ends.
-
-    The best of `n_best_ids` for each source, which has the rest of the contract.
-    """
-    return [found[0] for found in n_best_ids(model, sources, 1, options, synced=synced)]
-
-
-def n_best_ids(
-    model: Any,
-    sources: Sequence[Sequence[int]],
-    n: int,
-    options: SearchOptions | None = None,
-    *,
-    prefixes: Sequence[Prefix] | None = None,
-    continuing_V: torch.Tensor | None = None,
-    synced: bool = False,
-) -> list[list[list[int]]]:
-    """At most n different translations of each source, best first, and at least one.
-
-    `model` is a transformers encoder-decoder, on any device; its training mode is restored. A source is a list of ids
-    that ends in </s>, a translation one without special tokens at the ends. The order is kept. There are fewer than n
-    where the search found no more. An empty source, or one of </s> alone, has its prefix as its only translation, by
-    default an empty list. `prefixes`, one a source, come with `continuing_V` of `Prefixes`. Raises BadInput for more
-    beams than pieces, or an n that is larger than the beam.
-
-    `synced=True` is for a model whose weights are partitioned over ranks (ZeRO-3), where each forward is a collective:
-    all ranks call this together, with different sources, and make the same number of forwards; a rank with fewer
-    batches goes along on a batch of one </s>.
-    """
-    options = options or SearchOptions()
-    if options.beam_size > model.config.vocab_size:
-        raise BadInput(
-            f"beam_size: must be at most {model.config.vocab_size:,}, the pieces of the vocabulary; "
-            f"got {options.beam_size:,}"
-        )
-    _check_n(n, options)
-    synced = synced and torch.distributed.is_available() and torch.distributed.is_initialized()
-    begun = prefixes or [Prefix()] * len(sources)
-    results = [[list(prefix.ids)] for prefix in begun]
-    wanted = [index for index, source in enumerate(sources) if any(token != EOS for token in source)]
-    batches = _batches(wanted, sources, options)
-    rounds = _most_of_all_ranks(len(batches), model.device) if synced else len(batches)
-    training = model.training
-    model.eval()
-    try:
-        for number in range(rounds):
-            rows = batches[number] if number < len(batches) else []
-            given = [sources[row] for row in rows] or [[EOS]]
-            heads = [begun[row] for row in rows] or [Prefix()]
-            forced = None
-            if continuing_V is not None and any(head.ids for head in heads):
-                beams = [head for head in heads for _ in range(options.beam_size)]
-                forced = ForcePrefixes(beams, continuing_V, model.device)
-            found = _search(model, given, [len(head.ids) for head in heads], options, n, forced, synced)
-            for row, hypotheses in zip(rows, found[: len(rows)], strict=True):
-                results[row] = hypotheses
-    finally:
-        model.train(training)
-    return results
-
-
-def _check_n(n: int, options: SearchOptions) -> None:
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= options.beam_size:
-        raise BadInput(
-            f"n_best: must be a whole number from 1 to the beam size, {options.beam_size}; got {n!r}: a search keeps "
-            "no more hypotheses than it has beams; ask for fewer, or raise the beam size"
-        )
-
-
-def _batches(wanted: list[int], sources: Sequence[Sequence[int]], options: SearchOptions) -> list[list[int]]:
-    """Indices of sources grouped by length, longest first: too large a batch fails at once, not after an hour."""
-    batches: list[list[int]] = []
-    for index in sorted(wanted, key=lambda index: -len(sources[index])):
-        # The first of a batch is its longest, and so its width.
-        width = len(sources[batches[-1][0]]) if batches else 0
-        if not batches or (len(batches[-1]) + 1) * width * options.beam_size > options.max_batch_tokens:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
-
-
-def _most_of_all_ranks(count: int, device: torch.device) -> int:
-    most = torch.tensor(count, device=device)
-    torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
-    return int(most)
-
-
-def _search(
-    model: Any,
-    sources: list[Sequence[int]],
-    forced_lengths: list[int],
-    options: SearchOptions,
-    n: int,
-    forced: ForcePrefixes | None,
-    synced: bool,
-) -> list[list[list[int]]]:
-    """One batch through `generate`, which ends for every row at its own limit."""
-    width = max(map(len, sources))
-    source_BS = torch.full((len(sources), width), PAD)
-    real_BS = torch.zeros_like(source_BS)
-    for row, source in enumerate(sources):
-        source_BS[row, : len(source)] = torch.tensor(source)
-        real_BS[row, : len(source)] = 1
-    limits = [min(options.longest_target(len(s)), model.config.max_position_embeddings) for s in sources]
-    # A prefix is never cut, and the search has room behind it to come to an end.
-    limits = [
-        max(limit, length + options.max_length_extra) if length else limit
-        for limit, length in zip(limits, forced_lengths, strict=True)
-    ]
-    limits_R = torch.tensor(limits, device=model.device).repeat_interleave(options.beam_size)
-    config = GenerationConfig(
-        num_beams=options.beam_size,
-        num_return_sequences=n,
-        length_penalty=options.length_penalty if options.beam_size > 1 else None,
-        do_sample=False,
-        max_length=max(limits) + 1,  # the decoder start counts
-        decoder_start_token_id=EOS,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-    )
-    # no_grad, not inference_mode: under ZeRO-3 gathered weights would stay inference tensors in training.
-    with torch.no_grad():
-        target_BT = model.generate(
-            input_ids=source_BS.to(model.device),
-            attention_mask=real_BS.to(model.device),
-            generation_config=config,
-            logits_processor=LogitsProcessorList([*([forced] if forced else []), _EndAtLimit(limits_R)]),
-            synced_gpus=synced,
-        )
-    rows = [row[1:] for row in target_BT.tolist()]
-    return [_hypotheses(rows[start : start + n]) for start in range(0, len(rows), n)]
-
-
-def _hypotheses(rows: list[list[int]]) -> list[list[int]]:
-    """The ids before the first </s> of each row, each once, in their order.
-
-    A search that had fewer ways than beams to go fills up with rows that never ended, or with copies.
-    """
-    ended = [tuple(row[: row.index(EOS)]) for row in rows if EOS in row]
-    return [list(ids) for ids in dict.fromkeys(ended)] or [rows[0]]
+_MOST_ALTERNATIVES = 100
 
 
 @dataclass(frozen=True)
@@ -270,16 +64,20 @@ class Translator:
         max_source_tokens: int = 256,
         target_language: str | None = None,
         tagged_languages: Sequence[str] = (),
+        source_language: str | None = None,
     ) -> None:
-        """`max_source_tokens`: a longer line is split, at ends of sentences first (tokens, </s> counted).
+        """`model`: an encoder-decoder of bmscale.model, or a Backend.
+
+        `max_source_tokens`: a longer line is split, at ends of sentences first (tokens, </s> counted).
 
         `tagged_languages` are those that a model of many can translate into (data.language_tags); the sources then
         begin with the tag of `target_language`. Raises BadInput for another language than a model's.
         """
         if max_source_tokens < 2:
             raise BadInput(f"max_source_tokens: must be at least 2 (a token and </s>); got {max_source_tokens}")
-        self.model = model
+        self.backend: Backend = model if hasattr(model, "search") else TorchBackend(model)
         self.tokenizer = tokenizer
+        self.source_language = source_language
         self.target_language, self.tagged_languages = target_language, tuple(tagged_languages)
         self._tag: list[int] = []
         if self.tagged_languages:
@@ -292,36 +90,45 @@ class Translator:
         self.max_source_tokens = max_source_tokens
         self._longest = max(2, max_source_tokens - len(self._tag))
         language = re.split("[-_]", target_language or "")[0].lower()
-        self._joint = "" if language in _LANGUAGES_WITHOUT_SPACES else " "
+        self._joint = "" if language in LANGUAGES_WITHOUT_SPACES else " "
         self._prefixes = Prefixes(tokenizer, spaces=bool(self._joint))
+
+    @property
+    def model(self) -> Any:
+        """The transformers model. Raises AttributeError where there is none, with CTranslate2."""
+        return self.backend.model  # type: ignore[attr-defined]
 
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path | ModelFolder,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        path: str | Path | ModelFolder,
+        backend: str = "auto",
+        device: Any = "auto",
+        compute_type: str = "auto",
         max_source_tokens: int | None = None,
     ) -> "Translator":
-        """Open a model folder; `device` is a GPU where there is one, `dtype` float32 unless given.
+        """Open a model folder with PyTorch, or with CTranslate2 a folder that was exported to ctranslate2.
+
+        `backend`: torch or ctranslate2, or auto for what the folder is of. `device`: cpu, cuda, cuda:1, or auto (None
+        is the same) for a GPU where there is one. `compute_type`: auto is float32 with PyTorch, and what the matrices
+        are kept in with CTranslate2; else float32, bfloat16 or float16, and with CTranslate2 one of its COMPUTE_TYPES.
 
         A line of more than `max_source_tokens` tokens is split. It is by default what the folder's provenance gives
         under that key (the longest source of training), else 256, and never more than the model has positions.
 
-        Raises BadInput for a folder that is damaged or a device that is not there.
+        Raises BadInput for a folder that is damaged or of another backend, a device that is not there, or a compute
+        type that the device or backend does not have.
         """
-        place = find_device(device)
-        if not isinstance(folder, ModelFolder):
-            folder = open_model_folder(folder)
-        tokenizer = Tokenizer.load(folder.tokenizer)
-        model = load_model(folder, place, dtype)
-        longest = max_source_tokens or folder.provenance.get("max_source_tokens") or 256
+        opened = open_folder(path, backend, device, compute_type)
+        provenance = opened.provenance
+        longest = max_source_tokens or provenance.get("max_source_tokens") or 256
         return cls(
-            model,
-            tokenizer,
-            max_source_tokens=min(longest, folder.config.max_position_embeddings),
-            target_language=folder.provenance.get("target_language"),
-            tagged_languages=folder.provenance.get("language_tags") or (),
+            opened.backend,
+            opened.tokenizer,
+            max_source_tokens=min(longest, opened.max_position_embeddings),
+            target_language=provenance.get("target_language"),
+            tagged_languages=provenance.get("language_tags") or (),
+            source_language=provenance.get("source_language"),
         )
 
     def into(self, language: str | None) -> "Translator":
@@ -337,12 +144,47 @@ class Translator:
                 f"{language}. Models of several are trained with data.language_tags"
             )
         return Translator(
-            self.model,
+            self.backend,
             self.tokenizer,
             max_source_tokens=self.max_source_tokens,
             target_language=language,
             tagged_languages=self.tagged_languages,
+            source_language=self.source_language,
         )
+
+    @overload
+    def translate(
+        self,
+        texts: Sequence[str],
+        beam_size: int = 5,
+        length_penalty: float = 1.0,
+        max_batch_tokens: int = 8192,
+        max_length_ratio: float = 3.0,
+        max_length_extra: int = 10,
+        *,
+        prefixes: Sequence[str] | None = None,
+        prefix: str | None = None,
+        n_best: None = None,
+        alternatives: None = None,
+        batch_tokens: int | None = None,
+    ) -> list[str]: ...
+
+    @overload
+    def translate(
+        self,
+        texts: Sequence[str],
+        beam_size: int = 5,
+        length_penalty: float = 1.0,
+        max_batch_tokens: int = 8192,
+        max_length_ratio: float = 3.0,
+        max_length_extra: int = 10,
+        *,
+        prefixes: Sequence[str] | None = None,
+        prefix: str | None = None,
+        n_best: int | None = None,
+        alternatives: int | None = None,
+        batch_tokens: int | None = None,
+    ) -> list[list[Hypothesis]]: ...
 
     def translate(
         self,
@@ -354,51 +196,58 @@ class Translator:
         max_length_extra: int = 10,
         *,
         prefixes: Sequence[str] | None = None,
-    ) -> list[str]:
+        prefix: str | None = None,
+        n_best: int | None = None,
+        alternatives: int | None = None,
+        batch_tokens: int | None = None,
+    ) -> list[str] | list[list[Hypothesis]]:
         """Translate each text; one text out for each in, in the same order, without line breaks.
 
         An empty text, or one of white space and control characters, gives an empty text. The options are those of
-        `SearchOptions`.
+        `SearchOptions`; `batch_tokens` is a shorter name of `max_batch_tokens`.
 
         `prefixes` has one beginning for each text, which its translation then has to the letter (normalised as texts
         are); an empty one leaves the search free. A prefix is of whole words: what follows its last letter does not
         lengthen the word, except in a language without spaces. It may be longer than any limit. The prefix of a text
-        that is split is that of its first part, and that of an empty text all of its translation.
+        that is split is that of its first part, and that of an empty text all of its translation. `prefix` is one for
+        all texts.
+
+        With `n_best` or `alternatives` the answer is that of `translate_n_best` or `translate_alternatives`.
 
         Raises BadInput for an option that cannot be used, or another number of prefixes than texts.
         """
-        options = SearchOptions(beam_size, length_penalty, max_batch_tokens, max_length_ratio, max_length_extra)
+        if (prefix is not None and prefixes is not None) or (n_best is not None and alternatives is not None):
+            raise BadInput("give prefix or prefixes, and n_best or alternatives; got both")
+        if prefix is not None:
+            prefixes = [prefix] * len(texts)
+        most = max_batch_tokens if batch_tokens is None else batch_tokens
+        options = SearchOptions(beam_size, length_penalty, most, max_length_ratio, max_length_extra)
+        if n_best is not None:
+            return self.translate_n_best(texts, n_best, prefixes=prefixes, **vars(options))
+        if alternatives is not None:
+            return self.translate_alternatives(texts, alternatives, prefixes=prefixes, **vars(options))
         begun = self._check_texts(texts, prefixes)
         parts: list[list[str]] = [[] for _ in texts]
         sources, owners, heads = self._parts(texts, begun)
-        found = n_best_ids(self.model, sources, 1, options, prefixes=heads, continuing_V=self._prefixes.continuing_V)
+        found = self.backend.search(sources, 1, options, heads, self._prefixes.continuing_V)
         for owner, head, hypotheses in zip(owners, heads, found, strict=True):
             parts[owner].append(self._text(hypotheses[0], head))
         return [self._joint.join(filter(None, translated)) for translated in parts]
 
     def translate_n_best(
-        self,
-        texts: Sequence[str],
-        n: int,
-        beam_size: int = 5,
-        length_penalty: float = 1.0,
-        max_batch_tokens: int = 8192,
-        max_length_ratio: float = 3.0,
-        max_length_extra: int = 10,
-        *,
-        prefixes: Sequence[str] | None = None,
+        self, texts: Sequence[str], n: int, *, prefixes: Sequence[str] | None = None, **search: Any
     ) -> list[list[Hypothesis]]:
         """The n best translations of each text, best first; the first is what `translate` gives.
 
         There are fewer than n where the search found no more that differ in their tokens (two may still be spelt the
         same), and one for a text without content. Of a text that is split, the k-th translation joins the k-th of each
         part (the last of a part that has fewer), and the scores are summed. Raises BadInput as `translate` does, and
-        for an n above `beam_size`.
+        for an n above `beam_size`; `search` has the options of `SearchOptions`.
         """
-        options = SearchOptions(beam_size, length_penalty, max_batch_tokens, max_length_ratio, max_length_extra)
+        options = SearchOptions(**search)
         begun = self._check_texts(texts, prefixes)
         sources, owners, heads = self._parts(texts, begun)
-        found = n_best_ids(self.model, sources, n, options, prefixes=heads, continuing_V=self._prefixes.continuing_V)
+        found = self.backend.search(sources, n, options, heads, self._prefixes.continuing_V)
         parts: list[list[list[Hypothesis]]] = [[] for _ in texts]
         for owner, head, ids, scores in zip(
             owners, heads, found, self._search_scores(sources, found, options), strict=True
@@ -407,12 +256,81 @@ class Translator:
             parts[owner].append([Hypothesis(*pair) for pair in zip(texts_of_part, scores, strict=True)])
         return [self._join(of_text) for of_text in parts]
 
+    def translate_alternatives(
+        self, texts: Sequence[str], n: int, *, prefixes: Sequence[str] | None = None, **search: Any
+    ) -> list[list[Hypothesis]]:
+        """How else a translation may go on behind its prefix, or begin where there is none: n translations for each
+        text that differ in the piece behind the prefix, best first.
+
+        The pieces are the n most probable ones there, and behind each the search is free. There are fewer than n where
+        the vocabulary has no more, and one for a text without content. Of a text that is split, the first part has
+        alternatives. Raises BadInput as `translate` does.
+        """
+        options = SearchOptions(**search)
+        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= _MOST_ALTERNATIVES:
+            raise BadInput(f"alternatives: must be a whole number from 1 to {_MOST_ALTERNATIVES}; got {n!r}")
+        begun = self._check_texts(texts, prefixes)
+        sources, owners, heads = self._parts(texts, begun)
+        ways = next_tokens(self.backend, sources, owners, heads, np.asarray(self._prefixes.continuing_V), n)
+        rows = [row for row, tokens in enumerate(ways) for _ in tokens]
+        forced = [
+            heads[row] if token is None else Prefix(heads[row].text, (*heads[row].ids, token))
+            for row, tokens in enumerate(ways)
+            for token in tokens
+        ]
+        found = self.backend.search([sources[row] for row in rows], 1, options, forced, self._prefixes.continuing_V)
+        by_source: list[list[list[int]]] = [[] for _ in sources]
+        for row, hypotheses in zip(rows, found, strict=True):
+            by_source[row].append([token for token in hypotheses[0] if token != EOS])
+        scores = self._search_scores(sources, by_source, options)
+        parts: list[list[list[Hypothesis]]] = [[] for _ in texts]
+        for row, owner in enumerate(owners):
+            choices = [
+                Hypothesis(self._text(ids, heads[row]), score)
+                for ids, score in zip(by_source[row], scores[row], strict=True)
+            ]
+            parts[owner].append(sorted(choices, key=lambda hypothesis: -hypothesis.score))
+        return [self._join(of_text) for of_text in parts]
+
+    def translate_documents(self, texts: Sequence[str], **options: Any) -> list[str]:
+        """Translate texts of several lines, sentence by sentence, in one call of `translate`, whose `options` (of the
+        search) they take.
+
+        The sentences of a line (sentences.py) are translated each by itself and joined again; line breaks, blank lines
+        and the white space before a line stay as they are.
+        """
+        if isinstance(texts, str):
+            raise BadInput("texts: must be a list of documents; got one string: put it in a list")
+        documents = [Document(text, self.source_language) for text in texts]
+        flat = [sentence for document in documents for sentence in document.sentences]
+        translated = iter(self.translate(flat, **options))
+        return [document.written([next(translated) for _ in document.sentences], self._joint) for document in documents]
+
+    def align(self, sources: Sequence[str], targets: Sequence[str]) -> list[Alignment]:
+        """Which pieces of its source each piece of a target looks at, for each pair (see `Backend.attention`).
+
+        A target is encoded anew, so its pieces may be cut otherwise than the search had them. Nothing is split. Raises
+        BadInput as `score` does. With PyTorch not for two threads at once.
+        """
+        source_ids, target_ids = self._pairs(sources, targets)
+        found = self.backend.attention(source_ids, target_ids)
+        return [
+            Alignment(self.tokenizer.pieces(source[:-1]), self.tokenizer.pieces(target[:-1]), weights)
+            for source, target, weights in zip(source_ids, target_ids, found, strict=True)
+        ]
+
     def score(self, sources: Sequence[str], targets: Sequence[str], max_batch_tokens: int = 8192) -> list[Score]:
         """How likely each target is as a translation of its source, in order; either may be empty or of any length.
 
         Nothing is split or cut: a pair is scored in whole. `max_batch_tokens` counts padded slots of both sides.
         Raises BadInput for unequal counts.
         """
+        source_ids, target_ids = self._pairs(sources, targets)
+        found = self.backend.log_probabilities(source_ids, target_ids, max_batch_tokens)
+        return [Score(value, len(ids)) for value, ids in zip(found, target_ids, strict=True)]
+
+    def _pairs(self, sources: Sequence[str], targets: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+        """Ids of both sides."""
         if isinstance(sources, str) or isinstance(targets, str):
             raise BadInput("sources and targets: must be lists of sentences; got one string: put it in a list")
         if len(sources) != len(targets):
@@ -420,9 +338,7 @@ class Translator:
         source_ids, target_ids = (
             self.tokenizer.encode_batch([normalise(text) for text in side]) for side in (sources, targets)
         )
-        source_ids = [[*self._tag, *ids] for ids in source_ids]
-        found = log_probabilities(self.model, source_ids, target_ids, max_batch_tokens)
-        return [Score(value, len(ids)) for value, ids in zip(found, target_ids, strict=True)]
+        return [[*self._tag, *ids] for ids in source_ids], target_ids
 
     def _check_texts(self, texts: Sequence[str], prefixes: Sequence[str] | None) -> list[Prefix]:
         """The prefix of each text. Raises BadInput for what is no list, or not of the same length."""
@@ -442,7 +358,11 @@ class Translator:
         owners: list[int] = []
         heads: list[Prefix] = []
         for owner, ids in enumerate(self.tokenizer.encode_batch([normalise(text) for text in texts])):
-            pieces = [ids] if len(ids) <= self._longest else self._split(normalise(texts[owner]))
+            pieces = (
+                [ids]
+                if len(ids) <= self._longest
+                else split_source(normalise(texts[owner]), self.tokenizer, self._longest)
+            )
             # A text without content stays one: a tag alone would be translated.
             sources.extend([*self._tag, *piece] if len(piece) > 1 else piece for piece in pieces)
             owners.extend([owner] * len(pieces))
@@ -468,7 +388,7 @@ class Translator:
             if real
         ]
         sides = [source for source, _ in pairs], [target for _, target in pairs]
-        values = iter(log_probabilities(self.model, *sides, max_batch_tokens=options.max_batch_tokens))
+        values = iter(self.backend.log_probabilities(*sides, options.max_batch_tokens))
         return [
             [next(values) / (len(ids) + 1) ** options.length_penalty if real else 0.0 for ids in hypotheses]
             for hypotheses, real in zip(found, searched, strict=True)
@@ -490,98 +410,23 @@ class Translator:
         prefixes: Iterable[str] | None = None,
         chunk_lines: int = 512,
         chunk_characters: int = 1_000_000,
+        paragraphs: bool = False,
         **options: Any,
     ) -> Iterator[str]:
         """Translate lines as they come, giving a translation for each in the same order, without a line end.
 
         Lines are taken in chunks of `chunk_lines`, or fewer once they have `chunk_characters`, and a chunk is given
         out before the next is read: memory is bounded however many lines come. `chunk_lines=1` answers each line at
-        once, for a person at a terminal. `options` are those of `translate`. Raises BadInput as `translate` does; a
-        wrong number of `prefixes` is found only where the shorter of the two ends.
+        once, for a person at a terminal. With `paragraphs` each line is translated sentence by sentence
+        (`translate_documents`). `options` are those of `translate`. Raises BadInput as `translate` does; a wrong number
+        of `prefixes` is found only where the shorter of the two ends.
         """
+        if paragraphs and prefixes is not None:
+            raise BadInput("paragraphs: a prefix is of one sentence; give prefixes without paragraphs")
         for chunk in in_chunks(with_prefixes(lines, prefixes), chunk_lines, chunk_characters):
             texts, begun = zip(*chunk, strict=True)
-            yield from self.translate(texts, prefixes=begun, **options)
-
-    def _split(self, text: str) -> list[list[int]]:
-        """A text that is too long as ids of its sentences, those that are too long again as runs of words."""
-        pieces: list[list[int]] = []
-        for sentence in filter(None, map(str.strip, _SENTENCE_END.split(text))):
-            ids = self.tokenizer.encode(sentence)
-            if len(ids) <= self._longest:
-                pieces.append(ids)
+            if paragraphs:
+                found = self.translate_documents(texts, **options)
+                yield from (_LINE_BREAKS.sub(" ", line).strip() for line in found)
             else:
-                pieces.extend(self._pack(sentence.split(" ")))
-        return pieces
-
-    def _pack(self, words: list[str]) -> list[list[int]]:
-        """As few runs of words as fit, of about the same length: a last run of one word would have no context."""
-        lengths = [len(ids) - 1 for ids in self.tokenizer.encode_batch(words)]
-        room = self._longest - 1
-        room = math.ceil(sum(lengths) / math.ceil(sum(lengths) / room))
-        runs: list[list[str]] = [[]]
-        held = 0
-        for word, length in zip(words, lengths, strict=True):
-            if runs[-1] and held + length > room:
-                runs.append([])
-                held = 0
-            runs[-1].append(word)
-            held += length
-        return [ids for run in runs for ids in self._fit(" ".join(run))]
-
-    def _fit(self, text: str) -> list[list[int]]:
-        """Ids of a text, halved for as long as it is too long: a word of thousands of characters ends here."""
-        ids = self.tokenizer.encode(text)
-        if len(ids) <= self._longest:
-            return [ids]
-        if len(text) < 2:  # one character, spelt in more bytes than the model takes
-            return [[*ids[: self._longest - 1], EOS]]
-        middle = len(text) // 2
-        return [*self._fit(text[:middle].strip()), *self._fit(text[middle:].strip())]
-
-
-def with_prefixes(lines: Iterable[str], prefixes: Iterable[str] | None) -> Iterator[tuple[str, str]]:
-    """Each line with its prefix, by default empty. Raises BadInput where one of the two ends before the other."""
-    if prefixes is None:
-        yield from ((line, "") for line in lines)
-        return
-    for number, (line, prefix) in enumerate(itertools.zip_longest(lines, prefixes)):
-        if line is None or prefix is None:
-            few, many = ("sentences", "prefixes") if line is None else ("prefixes", "sentences")
-            raise BadInput(
-                f"prefixes: must be as many lines as the sentences; the {few} end after line {number}, and there are "
-                f"more {many}: give an empty line where the search is to be free"
-            )
-        yield line, prefix
-
-
-def in_chunks(
-    rows: Iterable[tuple[str, str]], chunk_lines: int, chunk_characters: int
-) -> Iterator[list[tuple[str, str]]]:
-    """Rows in lists of `chunk_lines`, or fewer once they hold `chunk_characters`. Raises BadInput for less than 1."""
-    if chunk_lines < 1 or chunk_characters < 1:
-        raise BadInput(f"chunk_lines, chunk_characters: must be at least 1; got {chunk_lines}, {chunk_characters}")
-    chunk: list[tuple[str, str]] = []
-    held = 0
-    for row in rows:
-        chunk.append(row)
-        held += sum(map(len, row))
-        if len(chunk) >= chunk_lines or held >= chunk_characters:
-            yield chunk
-            chunk, held = [], 0
-    if chunk:
-        yield chunk
-
-
-def find_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, else a GPU where there is one."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device: '{device}' cannot be used here: {str(error).splitlines()[0]}") from None
-    if chosen.type == "meta":
-        raise BadInput("device: 'meta' cannot be used here: it holds no values; give cpu or cuda")
-    return chosen
+                yield from self.translate(texts, prefixes=begun, **options)

@@ -9,7 +9,9 @@ from bmscale.data.tokenizer import EOS, Tokenizer, TokenizerConfig, train_tokeni
 from bmscale.errors import BadInput
 from bmscale.inference.likelihood import log_probabilities
 from bmscale.inference.prefix import Prefix, Prefixes
-from bmscale.inference.translator import SearchOptions, Translator, n_best_ids
+from bmscale.inference.search import SearchOptions
+from bmscale.inference.torch_backend import n_best_ids
+from bmscale.inference.translator import Translator
 from bmscale.model import EncoderDecoderConfig, EncoderDecoderForConditionalGeneration
 
 TEXT = [

@@ -14,7 +14,9 @@ from transformers.utils import logging as transformers_logging
 
 from bmscale.data.tokenizer import EOS, Tokenizer, TokenizerConfig, train_tokenizer
 from bmscale.errors import BadInput
-from bmscale.inference.translator import Hypothesis, SearchOptions, Translator, n_best_ids, translate_ids
+from bmscale.inference.search import SearchOptions
+from bmscale.inference.torch_backend import n_best_ids, translate_ids
+from bmscale.inference.translator import Hypothesis, Translator
 from bmscale.model.config import EncoderDecoderConfig
 from bmscale.model.folder import load_model, write_model_folder
 
@@ -202,7 +204,7 @@ def test_synced_without_other_ranks_changes_nothing(model, sources):
 
 RANK = """
 import json, sys, torch
-from bmscale.inference.translator import SearchOptions, translate_ids
+from bmscale.inference.torch_backend import SearchOptions, translate_ids
 from bmscale.model.folder import load_model
 folder, store, rank, sources = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
 torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -272,7 +274,7 @@ def spy_on_sources(translator, monkeypatch) -> list[list[int]]:
         seen.extend(sources)
         return [[source] for source in sources]  # the identity: what was split must come together again
 
-    monkeypatch.setattr("bmscale.inference.translator.n_best_ids", search)
+    monkeypatch.setattr("bmscale.inference.torch_backend.n_best_ids", search)
     return seen
 
 

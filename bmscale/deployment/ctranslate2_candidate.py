@@ -1,0 +1,98 @@
+"""What the gate asks of a CTranslate2 artefact: the engine, and the tokenizer that lies beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bmscale.data.framing import document_ids
+from bmscale.data.tokenizer import EOS, Tokenizer
+from bmscale.deployment.formats import GREEDY_TOKENS
+from bmscale.inference.ctranslate2_backend import CTranslate2Backend
+from bmscale.inference.ctranslate2_folder import (
+    LANGUAGE_MODEL,
+    CTranslate2Folder,
+    import_ctranslate2,
+    kind_of,
+    open_ctranslate2_folder,
+)
+from bmscale.inference.translator import Translator
+
+
+def open_candidate(path: Path) -> "TranslationCandidate | LanguageModelCandidate":
+    """Open a folder on the CPU, in the type that its matrices are kept in. Raises BadInput as
+    `open_ctranslate2_folder` does."""
+    if kind_of(path) == LANGUAGE_MODEL:
+        return LanguageModelCandidate(open_ctranslate2_folder(path, LANGUAGE_MODEL))
+    return TranslationCandidate(open_ctranslate2_folder(path))
+
+
+class TranslationCandidate:
+    """An encoder-decoder (formats.Candidate)."""
+
+    def __init__(self, folder: CTranslate2Folder) -> None:
+        self._backend = CTranslate2Backend(folder, "cpu")
+        self._tokenizer: Tokenizer = folder.tokenizer
+        # Texts come with their tag, so that this Translator must add none; nor may it split what the model can read.
+        self._translator = Translator(
+            self._backend,
+            folder.tokenizer,
+            max_source_tokens=folder.max_position_embeddings,
+            target_language=folder.provenance.get("target_language"),
+        )
+        record = folder.provenance["ctranslate2"]
+        self._search = {"beam_size": record["beam_size"], "length_penalty": record["length_penalty"]}
+
+    def log_probabilities(self, pairs: Sequence[tuple[str, str]]) -> list[list[float]]:
+        """Of every token of each target, </s> included."""
+        sources, targets = (self._tokenizer.encode_batch([pair[side] for pair in pairs]) for side in (0, 1))
+        return self._backend.token_log_probabilities(sources, targets)
+
+    def greedy(self, lines: Sequence[str]) -> list[str]:
+        """Each line's translation by greedy search."""
+        return self._translator.translate(lines, beam_size=1)
+
+    def translate(self, lines: Sequence[str]) -> list[str]:
+        """Each line's translation by the model's own search."""
+        return self._translator.translate(lines, **self._search)
+
+
+class LanguageModelCandidate:
+    """A decoder (formats.Candidate)."""
+
+    def __init__(self, folder: CTranslate2Folder) -> None:
+        self._generator = import_ctranslate2().Generator(str(folder.path), device="cpu")
+        self._tokenizer: Tokenizer = folder.tokenizer
+        self._ids = {
+            piece: number for number, piece in enumerate(self._pieces(range(folder.tokenizer.vocabulary_size)))
+        }
+
+    def log_probabilities(self, pairs: Sequence[tuple[str, str]]) -> list[list[float]]:
+        """Of every token of each text behind <s>, </s> included."""
+        rows = [self._pieces(document_ids(self._tokenizer, text)) for _, text in pairs]
+        found = self._generator.score_batch(rows, max_batch_size=2048, batch_type="tokens", max_input_length=0)
+        return [list(result.log_probs) for result in found]
+
+    def greedy(self, lines: Sequence[str]) -> list[str]:
+        """What so many tokens of greedy search add to each line."""
+        return [self._tokenizer.decode(ids) for ids in self.greedy_ids(lines)]
+
+    def greedy_ids(self, lines: Sequence[str]) -> list[list[int]]:
+        """The same as ids, without </s>."""
+        rows = [self._pieces(document_ids(self._tokenizer, line)[:-1]) for line in lines]
+        found = self._generator.generate_batch(
+            rows,
+            max_batch_size=2048,
+            batch_type="tokens",
+            max_length=GREEDY_TOKENS,
+            min_length=0,
+            sampling_topk=1,
+            include_prompt_in_result=False,
+        )
+        sequences = [[self._ids[piece] for piece in result.sequences[0]] for result in found]
+        return [ids[:-1] if ids and ids[-1] == EOS else ids for ids in sequences]
+
+    def translate(self, lines: Sequence[str]) -> list[str]:
+        """Not asked of a language model."""
+        raise TypeError("a language model does not translate")
+
+    def _pieces(self, ids: Sequence[int]) -> list[str]:
+        return self._tokenizer.pieces(ids)

@@ -1,0 +1,117 @@
+"""The folder of a CTranslate2 model that `bmscale export --to ctranslate2` wrote: opened only when it is whole.
+
+    model.bin  config.json  shared_vocabulary.json (vocabulary.json of a decoder)  spiece.model  provenance.json
+
+Nothing in it is a pickle: `model.bin` is CTranslate2's own format, and its first bytes are looked at before the engine
+reads it.
+"""
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bmscale.data.tokenizer import Tokenizer
+from bmscale.errors import BadInput
+
+MODEL, CONFIG, TOKENIZER_FILE, PROVENANCE = "model.bin", "config.json", "spiece.model", "provenance.json"
+COMPUTE_TYPES = (
+    "float32", "int8", "int8_float32", "float16", "bfloat16", "int8_float16", "int8_bfloat16",
+)  # fmt: skip
+"""In what a model can be kept and computed; the names are CTranslate2's."""
+TRANSLATOR, LANGUAGE_MODEL = "TransformerSpec", "TransformerDecoderSpec"
+
+
+@dataclass(frozen=True)
+class CTranslate2Folder:
+    """A folder that was checked."""
+
+    path: Path
+    kind: str
+    """TRANSLATOR or LANGUAGE_MODEL."""
+    provenance: dict[str, Any]
+    """That of the model folder it was made of."""
+    tokenizer: Tokenizer
+    max_position_embeddings: int
+    has_position_table: bool
+    """Sinusoids end at `max_position_embeddings`; rotary positions have no end."""
+    compute_type: str
+    """In what the matrices are kept."""
+
+
+def import_ctranslate2() -> Any:
+    """The package. Raises BadInput where it is not installed."""
+    try:
+        import ctranslate2
+    except ImportError:
+        raise BadInput(
+            "ctranslate2: the package is not installed here; install it with pip install 'bmscale[ctranslate2]'"
+        ) from None
+    return ctranslate2
+
+
+def is_ctranslate2_folder(path: str | Path) -> bool:
+    """Whether a folder is CTranslate2's, rather than one of transformers: by the names of its files alone."""
+    return (Path(path) / MODEL).is_file() and not (Path(path) / "tokenizer_config.json").exists()
+
+
+def open_ctranslate2_folder(path: str | Path, kind: str = TRANSLATOR) -> CTranslate2Folder:
+    """Check a folder without loading its weights.
+
+    Raises BadInput, naming the file and what to do, for one that is missing, damaged, of another kind of model, or not
+    written by bmscale.
+    """
+    path = Path(path)
+    try:
+        for name in (MODEL, CONFIG, TOKENIZER_FILE, PROVENANCE):
+            if not (path / name).is_file():
+                raise BadInput(
+                    f"{path / name}: missing; a CTranslate2 folder must have it: write it with bmscale export --to "
+                    "ctranslate2, or copy it again as a whole"
+                )
+        provenance, config = _read_json(path / PROVENANCE), _read_json(path / CONFIG)
+        found = kind_of(path)
+    except OSError as error:
+        raise BadInput(f"{error.filename or path}: cannot be read: {error.strerror}") from None
+    if found != kind:
+        raise BadInput(f"{path / MODEL}: must be a {kind}; got a {found}")
+    record = provenance.get("ctranslate2")
+    places = record.get("max_position_embeddings") if isinstance(record, dict) else None
+    if not isinstance(record, dict) or not isinstance(places, int) or places < 2:
+        raise BadInput(f"{path / PROVENANCE}: the key ctranslate2 must say what the model is; export the model again")
+    if kind == TRANSLATOR and config.get("add_source_eos") is not True:
+        raise BadInput(f"{path / CONFIG}: add_source_eos must be true, as bmscale writes it; export the model again")
+    tokenizer = Tokenizer.load(path / TOKENIZER_FILE)
+    expected = provenance.get("tokenizer_sha256")
+    if (expected is not None and tokenizer.sha256 != expected) or tokenizer.vocabulary_size != record.get("vocab_size"):
+        raise BadInput(
+            f"{path / TOKENIZER_FILE}: is not the tokenizer that the model was trained with: damaged or exchanged; "
+            "copy the folder again"
+        )
+    has_table, kept = record.get("positions") == "sinusoid", str(record.get("compute_type"))
+    return CTranslate2Folder(path, found, provenance, tokenizer, places, has_table, kept)
+
+
+def kind_of(folder: Path) -> str:
+    """TRANSLATOR, LANGUAGE_MODEL or another name of a specification: it stands in the head of `model.bin`, a version
+    and then a string with its length. Raises BadInput for another file, and OSError."""
+    path = folder / MODEL
+    with path.open("rb") as file:
+        head = file.read(64)
+    if len(head) == 64:
+        version, length = struct.unpack_from("<IH", head)
+        name = head[6 : 6 + length].rstrip(b"\0")
+        if version <= 6 and 1 < length < 48 and name.isalnum():
+            return name.decode("ascii")
+    raise BadInput(f"{path}: damaged, or no CTranslate2 model: its first bytes are not those of one; copy it again")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: damaged: it must be JSON ({error}); copy the folder again") from None
+    if not isinstance(value, dict):
+        raise BadInput(f"{path}: damaged: it must hold a JSON object; copy the folder again")
+    return value

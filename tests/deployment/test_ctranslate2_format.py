@@ -1,0 +1,153 @@
+"""A CTranslate2 folder says what the model says, with every option; what CTranslate2 cannot hold is refused."""
+
+import json
+
+import ctranslate2
+import pytest
+import sentencepiece
+
+from bmscale.data.documents import toy_documents
+from bmscale.data.toy import toy_pairs
+from bmscale.deployment.ctranslate2_format import make
+from bmscale.deployment.formats import make_format
+from bmscale.deployment.gate import Examples, compare
+from bmscale.errors import BadInput
+from bmscale.inference.translator import Translator
+
+PAIRS = list(toy_pairs("test", 12))
+TEXTS = [("", text[:120]) for text in toy_documents("test", 6)]
+SCALARS = {"embedding_scale": 3.0, "attention_scale": 0.5, "residual_scale": 0.7, "logit_scale": 1.5}
+
+TRANSLATION = {
+    "modern": ("modern", {}),
+    "gemma": ("gemma", {}),
+    "vanilla": ("vanilla", {}),
+    "modern, scaled, one key head": ("modern", {**SCALARS, "num_key_value_heads": 1, "num_decoder_layers": 1}),
+    "modern, shared keys, wide heads": ("modern", {"num_key_value_heads": 2, "head_dim": 10, "rope_theta": 5e5}),
+    "modern, QK-norm, scaled": ("modern", {**SCALARS, "qk_norm": True, "num_encoder_layers": 1}),
+    "gemma, scaled, untied": ("gemma", {**SCALARS, "tie_word_embeddings": False}),
+    "gemma of LayerNorm": ("gemma", {"norm": "layer_norm", "norm_eps": 1e-5}),
+    "vanilla, scaled, shared keys": ("vanilla", {**SCALARS, "num_key_value_heads": 2}),
+    "GELU with biases, epsilon": ("modern", {"feed_forward": "gelu", "bias": True, "norm_eps": 1e-2}),
+}
+DECODERS = {
+    "llama": ("llama", {}),
+    "qwen3, scaled": ("qwen3", SCALARS),
+    "llama, sandwich, one key head": ("llama", {"sandwich_norm": True, "num_key_value_heads": 1, "bias": True}),
+    "llama of sinusoids": ("llama", {"positions": "sinusoid", "norm": "layer_norm", "feed_forward": "relu"}),
+}
+
+
+def exported(make_model, tmp_path, task, preset, options, compute_type="float32", **more):
+    """A model, its format and its folder."""
+    model = make_model(task, preset, **options, **more)
+    made = make(compute_type=compute_type)
+    made.check(model)
+    made.write(model, tmp_path / "c")
+    return model, made, tmp_path / "c"
+
+
+@pytest.mark.parametrize("name", TRANSLATION)
+def test_translation_is_exact(make_model, tmp_path, name):
+    model, made, folder = exported(make_model, tmp_path, "translation", *TRANSLATION[name])
+    found = compare(model, made, folder, Examples("toy", "", PAIRS))
+    assert found["reasons"] == []
+    assert found["log_probabilities"]["max_difference"] < 2e-5
+    assert found["log_probabilities"]["tokens"] > 100
+
+
+def test_byte_pieces_are_exact(make_model, tmp_path):
+    model, made, folder = exported(make_model, tmp_path, "translation", "modern", {}, spiece="bpe")
+    pairs = [("日本語 🙂 ☂", "Ünïcödé ☃ 東京"), *PAIRS]
+    found = compare(model, made, folder, Examples("toy", "", pairs))
+    assert found["reasons"] == []
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders_are_exact(make_model, tmp_path, name):
+    preset, options = DECODERS[name]
+    model, made, folder = exported(make_model, tmp_path, "language_model", preset, options)
+    found = compare(model, made, folder, Examples("toy", "", TEXTS))
+    assert found["reasons"] == []
+    assert found["log_probabilities"]["max_difference"] < 2e-5
+
+
+def test_a_search_for_several_hypotheses_is_the_trained_models(make_model, tmp_path):
+    """The two searches differ in their rules of ending, so that a few may differ; greedy search may not."""
+    model, made, folder = exported(make_model, tmp_path, "translation", "modern", {})
+    found = compare(model, made, folder, Examples("toy", "", PAIRS, PAIRS))
+    assert found["reasons"] == []
+    assert found["test"]["search"]["beam_size"] == 3
+
+
+@pytest.mark.parametrize("compute_type", ["int8", "int8_float32", "float16", "bfloat16"])
+def test_other_numbers_are_smaller_and_near(make_model, tmp_path, compute_type):
+    model, made, folder = exported(make_model, tmp_path, "translation", "modern", {}, compute_type)
+    assert made.tolerance is None
+    found = compare(model, made, folder, Examples("toy", "", PAIRS))
+    assert found["passed"]
+    assert 1e-4 < found["log_probabilities"]["max_difference"] < 1.0
+    assert abs(found["log_probabilities"]["mean_trained"] - found["log_probabilities"]["mean_exported"]) < 0.05
+    whole = sum(file.stat().st_size for file in model.weights)
+    assert (folder / "model.bin").stat().st_size < 0.7 * whole
+
+
+def test_the_folder_serves_without_bmscale(make_model, tmp_path):
+    """As the model card says: raw pieces in, nothing added."""
+    model, made, folder = exported(make_model, tmp_path, "translation", "gemma", {})
+    lines = [source for source, _ in PAIRS]
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    plain = ctranslate2.Translator(str(folder), device="cpu")
+    options = {"beam_size": 1, "min_decoding_length": 0, "max_decoding_length": 40}
+    results = plain.translate_batch([pieces.encode(line, out_type=str) for line in lines], **options)
+    expected = Translator.from_pretrained(model.path, device="cpu").translate(lines, beam_size=1)
+    texts = [pieces.decode(result.hypotheses[0]) for result in results]
+    agreeing = [text.startswith(other[:40]) for text, other in zip(texts, expected, strict=True)]
+    assert all(agreeing)
+    assert "spiece.model" in made.usage(model)
+    assert made.describe(folder)["compute_type"] == "float32"
+
+
+def test_what_ctranslate2_does_not_hold_is_refused(make_model, tmp_path):
+    for task, preset in (("masked_lm", "eurobert"), ("classification", "eurobert")):
+        with pytest.raises(BadInput, match=r"ctranslate2 is for models that write text.*export it to hf"):
+            make().check(make_model(task, preset))
+    with pytest.raises(BadInput, match=r"compute type: must be one of float32, int8.*got int4"):
+        make_format("ctranslate2", {"compute_type": "int4"})
+    with pytest.raises(BadInput, match="exists already"):
+        make().write(make_model("translation", "modern"), tmp_path)
+
+
+DAMAGES = {
+    "model.bin": (b"\x80\x04\x95not a model", "its first bytes are not those"),
+    "config.json": (b"{", "must be JSON"),
+    "provenance.json": (b"{}", "the key ctranslate2 must say"),
+    "spiece.model": (b"", "not a SentencePiece model"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_folder_is_refused(make_model, tmp_path, name):
+    _, _, folder = exported(make_model, tmp_path, "translation", "modern", {})
+    content, message = DAMAGES[name]
+    (folder / name).write_bytes(content)
+    with pytest.raises(BadInput, match=message):
+        Translator.from_pretrained(folder)
+    (folder / name).unlink()
+    if name != "model.bin":
+        with pytest.raises(BadInput, match=f"{name}: missing"):
+            Translator.from_pretrained(folder)
+
+
+def test_another_tokenizer_and_another_kind_of_model_are_refused(make_model, spieces, tmp_path):
+    _, _, folder = exported(make_model, tmp_path, "translation", "modern", {})
+    (folder / "spiece.model").write_bytes(spieces["bpe"].read_bytes())
+    with pytest.raises(BadInput, match="is not the tokenizer that the model was trained with"):
+        Translator.from_pretrained(folder)
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**record, "add_source_eos": False}))
+    with pytest.raises(BadInput, match="add_source_eos must be true"):
+        Translator.from_pretrained(folder)
+    make().write(make_model("language_model", "llama"), tmp_path / "lm")
+    with pytest.raises(BadInput, match="must be a TransformerSpec; got a TransformerDecoderSpec"):
+        Translator.from_pretrained(tmp_path / "lm")
