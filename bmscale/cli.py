@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bmscale import __version__, errors
-from bmscale.commands import evaluation, inference, planning, training
+from bmscale.commands import evaluation, inference, planning, serving, training
 from bmscale.commands.arguments import EXIT_CODES
 from bmscale.errors import BadInput, BmscaleError
 
@@ -83,4 +83,5 @@ def build_parser() -> argparse.ArgumentParser:
     inference.add_translate(commands)
     inference.add_generate(commands)
     inference.add_predict(commands)
+    serving.add_serve(commands)
     return parser

@@ -18,7 +18,7 @@ FLOORS = [
     {"inference"},
     {"evaluation"},
     {"planning"},
-    {"training", "cluster"},
+    {"training", "cluster", "deployment"},
     {"benchmark", "doctor"},
     {"commands"},
     {"cli"},

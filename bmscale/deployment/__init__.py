@@ -1,0 +1,1 @@
+"""From a model folder to the people who use it."""
