@@ -71,18 +71,30 @@ def _alternatives(fields: dict[str, Any], limits: Limits) -> int:
     return given
 
 
-@dataclass
-class _Layout:
-    """A text as strings that stay and numbers of units whose translations stand between them."""
+@dataclass(frozen=True)
+class _Parts:
+    """Where the translations of some units stand, and what is between them."""
 
-    is_html: bool
-    pieces: list[str | int] = field(default_factory=list)
+    units: range
+    joint: str
 
     def text(self, results: Sequence[list[str]], rank: int) -> str:
-        """The text with the translations of a rank, or the last that a unit has."""
+        """Those of a rank, or the last that a unit has; empty ones leave nothing behind."""
+        found = (results[unit][min(rank, len(results[unit]) - 1)] for unit in self.units)
+        return self.joint.join(filter(None, found))
+
+
+@dataclass
+class _Layout:
+    """A text as strings that stay and places where translations come."""
+
+    is_html: bool
+    pieces: list[str | _Parts] = field(default_factory=list)
+
+    def text(self, results: Sequence[list[str]], rank: int) -> str:
+        """The text with the translations of a rank."""
         return "".join(
-            piece if isinstance(piece, str) else self._escaped(results[piece][min(rank, len(results[piece]) - 1)])
-            for piece in self.pieces
+            piece if isinstance(piece, str) else self._escaped(piece.text(results, rank)) for piece in self.pieces
         )
 
     def texts(self, results: Sequence[list[str]], n: int) -> list[str]:
@@ -149,15 +161,12 @@ class TranslationPlan:
         return layout
 
     def _add(self, text: str, share: _Share, layout: _Layout) -> None:
-        """The units of a text without line ends that count; white space at its ends stays."""
+        """The units of one line, or one stretch of HTML; white space at its ends stays."""
         before, core, after = _edges(text)
-        layout.pieces.append(before)
-        for number, part in enumerate(share.model.split(core) if core else ()):
-            if number:
-                layout.pieces.append(share.model.joint(self.request.target))
-            layout.pieces.append(len(share.parts))
-            share.parts.append(part)
-        layout.pieces.append(after)
+        parts = share.model.split(core) if core else []
+        units = range(len(share.parts), len(share.parts) + len(parts))
+        share.parts.extend(parts)
+        layout.pieces += [before, _Parts(units, share.model.joint(self.request.target)), after]
 
     def answer(self, results: Sequence[Sequence[list[str]]]) -> dict[str, Any]:
         """LibreTranslate's answer, from the results of each entry of `work`."""

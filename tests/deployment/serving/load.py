@@ -8,6 +8,7 @@ As a program it measures what batching brings, on an idle machine:
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import re
@@ -117,8 +118,8 @@ def good(known: dict[str, str], draw: random.Random) -> Asked:
     return Asked(request, 200, [known[text] for text in texts])
 
 
-def bad(max_body_bytes: int, draw: random.Random) -> Asked:
-    """One of many ways to be wrong, with the code that says so."""
+def bad(max_body_bytes: int, turn: int, draw: random.Random) -> Asked:
+    """One of many ways to be wrong, each in its turn, with the code that says so."""
     fine = {"q": "she counted boats", "source": "en", "target": "de"}
 
     def of(**changed: object) -> bytes:
@@ -157,7 +158,7 @@ def bad(max_body_bytes: int, draw: random.Random) -> Asked:
         Asked(whole, 0, cut_at=draw.randrange(1, len(whole))),
         Asked(unended, 0, cut_at=len(unended) - len(b"0\r\n\r\n")),
     ]
-    return draw.choice(ways)
+    return ways[turn % len(ways)]
 
 
 @dataclass
@@ -173,13 +174,13 @@ async def storm(
 ) -> Outcome:
     """So many requests by so many clients, a third of them bad; 429 is asked again after a while."""
     outcome = Outcome()
-    left = iter(range(requests))
+    left, turns = iter(range(requests)), itertools.count()
 
     async def client(number: int) -> None:
         draw = random.Random(seed * 1000 + number)
         connection = Connection(port)
         for _ in left:
-            asked = bad(max_body_bytes, draw) if draw.random() < 1 / 3 else good(known, draw)
+            asked = bad(max_body_bytes, next(turns), draw) if draw.random() < 1 / 3 else good(known, draw)
             if asked.cut_at is not None:
                 await connection.cut_off(asked.request, asked.cut_at)
                 outcome.codes[0] += 1
