@@ -103,7 +103,7 @@ class Service:
         """What comes of work, as soon as it is there. Raises Refused: 503 too late, 400 nobody waits any more."""
         loop = asyncio.get_running_loop()
         gone = asyncio.ensure_future(_gone(request))
-        work = asyncio.gather(*map(asyncio.wrap_future, futures))
+        work = asyncio.ensure_future(_all(futures))
         try:
             waited: set[asyncio.Future[Any]] = {work, gone}
             await asyncio.wait(waited, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
@@ -189,6 +189,11 @@ class Service:
         return [
             {"id": name, "object": "model", "created": 0, "owned_by": "bmscale"} for name in self.models.language_models
         ]
+
+
+async def _all(futures: Sequence[Future[list[Any]]]) -> list[list[Any]]:
+    """What comes of all of them."""
+    return [await asyncio.wrap_future(future) for future in futures]
 
 
 async def _gone(request: Request) -> None:

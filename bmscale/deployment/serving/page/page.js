@@ -113,6 +113,7 @@ async function startTranslation(settings) {
   for (const id of ["target", "alternatives", "html"]) of(id).addEventListener("change", translate);
   of("swap").addEventListener("click", swap);
   of("translation").hidden = false;
+  of("text").focus();
 }
 
 // ---- text from a prompt
