@@ -44,6 +44,8 @@ class Limits:
         for field in fields(self):
             if not getattr(self, field.name) > 0:
                 raise BadInput(f"{field.name}: must be above 0; got {getattr(self, field.name)}")
+        if self.timeout_seconds > 86_400:
+            raise BadInput(f"timeout_seconds: must be at most 86,400, a day; got {self.timeout_seconds:g}")
 
     @property
     def max_body_bytes(self) -> int:
@@ -115,8 +117,9 @@ class Rates:
         if self._per_minute == float("inf"):
             return
         now = time.monotonic()
-        left, then = self._buckets.pop(caller, (self._per_minute, now))
-        left = min(max(self._per_minute, 1.0), left + (now - then) * self._per_minute / 60)
+        most = max(self._per_minute, 1.0)
+        left, then = self._buckets.pop(caller, (most, now))
+        left = min(most, left + (now - then) * self._per_minute / 60)
         allowed = left >= 1
         self._buckets[caller] = (left - allowed, now)
         if len(self._buckets) > self._MOST_CALLERS:
