@@ -7,6 +7,8 @@ _ERRORS = {
     404: "No such model", 408: "The body came too slowly", 413: "The body is too large",
     415: "Neither JSON nor a form", 429: "Slow down", 500: "Failed", 503: "Too late, or shutting down",
 }  # fmt: skip
+_SOME_TEXT = {"type": "string", "minLength": 1}
+_SOME_TEXTS = {"oneOf": [_SOME_TEXT, {"type": "array", "minItems": 1, "items": {"type": "string"}}]}
 _TEXT_OR_TEXTS = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 
 
@@ -30,9 +32,9 @@ TRANSLATE = _operation(
     "Translate text",
     _object(
         ["q", "source", "target"],
-        q=_TEXT_OR_TEXTS,
-        source={"type": "string", "description": "code of a language, or auto"},
-        target={"type": "string"},
+        q=_SOME_TEXTS,
+        source={**_SOME_TEXT, "description": "code of a language, or auto"},
+        target=_SOME_TEXT,
         format={"type": "string", "enum": ["text", "html"]},
         alternatives={"type": "integer", "minimum": 0},
         api_key={"type": "string"},
@@ -43,7 +45,7 @@ TRANSLATE = _operation(
 
 DETECT = _operation(
     "Detect the language of a text",
-    _object(["q"], q={"type": "string"}, api_key={"type": "string"}),
+    _object(["q"], q=_SOME_TEXT, api_key={"type": "string"}),
     {
         "type": "array",
         "items": _object(["confidence", "language"], confidence={"type": "number"}, language={"type": "string"}),

@@ -236,7 +236,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         app.get("/v1/models")(lambda: json_response({"object": "list", "data": service.openai_models()}))
     app.get("/health")(lambda: json_response({"status": "ok"}))
     app.get("/frontend/settings")(lambda: json_response(service.settings()))
-    app.get("/metrics")(lambda: Response(service.metrics.text(models.batchers), media_type=CONTENT_TYPE))
+    app.get("/metrics", include_in_schema=False)(
+        lambda: Response(service.metrics.text(models.batchers), media_type=CONTENT_TYPE)
+    )
 
 
 def _add_page(app: FastAPI) -> None:
