@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bmscale import __version__, errors
-from bmscale.commands import deployment, evaluation, inference, planning, training
+from bmscale.commands import deployment, evaluation, inference, planning, serving, training
 from bmscale.commands.arguments import EXIT_CODES
 from bmscale.errors import BadInput, BmscaleError
 
@@ -84,4 +84,5 @@ def build_parser() -> argparse.ArgumentParser:
     inference.add_generate(commands)
     inference.add_predict(commands)
     deployment.add_export(commands)
+    serving.add_serve(commands)
     return parser

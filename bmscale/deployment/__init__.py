@@ -1,1 +1,1 @@
-"""From a model folder to what other programs load: formats, the gate that each export must pass, the report."""
+"""From a model folder to the people who use it: formats that other programs load, and a server."""

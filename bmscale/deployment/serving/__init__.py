@@ -1,0 +1,1 @@
+"""`bmscale serve`: models behind HTTP."""

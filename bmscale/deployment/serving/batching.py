@@ -1,0 +1,251 @@
+"""One queue for a model: small pieces of work of many requests, run together in batches, fairly.
+
+A request is a list of units, each one short call of the model. A batch takes one unit of each waiting request in turn,
+then a second of each, so that a long text gives way to short ones after every batch. What waits is bounded: a request
+that does not fit is refused at once, with the time after which it might.
+"""
+
+import logging
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from bmscale.errors import BadInput
+
+log = logging.getLogger("bmscale")
+
+# A batch runs as long as its longest unit: those of one batch differ in size by this factor at most …
+_SPREAD = 4
+# … but for those below so many slots, which are all quick.
+_SMALL_SLOTS = 64
+
+
+class Overloaded(Exception):
+    """The queue is full: try again in `retry_after` seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"the queue is full; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class Closed(Exception):
+    """The server is shutting down and takes no more."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One short call of the model."""
+
+    payload: Any
+    slots: int
+    """What it takes of a batch: tokens times beams."""
+    key: Hashable = None
+    """Units of one key can share a batch."""
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """How units are gathered."""
+
+    max_batch_slots: int = 8192
+    """Padded slots (tokens times beams) of a batch. A larger unit is a batch of its own; 1 switches batching off."""
+    max_wait_seconds: float = 0.005
+    """The first unit of a batch waits so long for company."""
+    max_queue_slots: int = 200_000
+    """Slots that wait at most; a request is refused that would exceed them, unless nothing waits."""
+
+    def __post_init__(self) -> None:
+        """Raises BadInput for a bound that leaves no room."""
+        if self.max_batch_slots < 1 or self.max_queue_slots < 1 or not 0 <= self.max_wait_seconds <= 10:
+            raise BadInput(
+                "batching: tokens of a batch and of the queue must be at least 1, and the wait 0 to 10,000 ms; got "
+                f"{self.max_batch_slots}, {self.max_queue_slots} and {1000 * self.max_wait_seconds:g} ms"
+            )
+
+
+class Observer(Protocol):
+    """Who is told of each batch."""
+
+    def ran(self, units: int, slots: int, seconds: float) -> None:
+        """A batch of so many units has run."""
+
+
+class _Work:
+    """One request: units that wait, and results that are there."""
+
+    def __init__(self, units: Sequence[Unit]) -> None:
+        self.waiting = deque(enumerate(units))
+        self.results: list[Any] = [None] * len(units)
+        self.left = len(units)
+        self.arrived = time.monotonic()
+        self.future: Future[list[Any]] = Future()
+
+
+_Taken = list[tuple[_Work, int, Unit]]
+
+
+class Batcher:
+    """A thread that calls `run(key, payloads)`, which returns a result for each payload."""
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[Any, list[Any]], Sequence[Any]],
+        limits: BatchLimits | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.name, self._run, self._observer = name, run, observer
+        self.limits = limits or BatchLimits()
+        self._ring: deque[_Work] = deque()
+        self._change = threading.Condition()
+        self._closed = False
+        self._slots_per_second = 0.0
+        self.waiting_slots = self.waiting_units = self.running_slots = 0
+        self._thread = threading.Thread(target=self._loop, name=f"batches of {name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, units: Sequence[Unit]) -> Future[list[Any]]:
+        """Results of the units in order, as a future; cancelling it takes what still waits out of the queue.
+
+        Raises Overloaded where the queue has no room, Closed after `close`.
+        """
+        work = _Work(units)
+        slots = sum(unit.slots for unit in units)
+        with self._change:
+            if self._closed:
+                raise Closed
+            if self.waiting_slots and self.waiting_slots + slots > self.limits.max_queue_slots:
+                raise Overloaded(self._seconds_until(slots))
+            if units:
+                self._ring.append(work)
+                self.waiting_slots += slots
+                self.waiting_units += len(units)
+                self._change.notify()
+        if not units:
+            work.future.set_result([])
+        work.future.add_done_callback(lambda future: self._drop(work) if future.cancelled() else None)
+        return work.future
+
+    def close(self) -> None:
+        """Take no more, finish what was accepted, and end the thread."""
+        with self._change:
+            self._closed = True
+            self._change.notify()
+        self._thread.join()
+
+    def _seconds_until(self, slots: int) -> int:
+        """When the queue may have room for so many slots, by the speed of late; 1 to 60."""
+        too_many = self.waiting_slots + self.running_slots + slots - self.limits.max_queue_slots
+        seconds = too_many / self._slots_per_second if self._slots_per_second else 1.0
+        return int(min(60.0, max(1.0, seconds + 0.999)))
+
+    def _drop(self, work: _Work) -> None:
+        """Take what waits of a request out of the queue."""
+        with self._change:
+            self.waiting_slots -= sum(unit.slots for _, unit in work.waiting)
+            self.waiting_units -= len(work.waiting)
+            work.waiting.clear()
+            if work in self._ring:
+                self._ring.remove(work)
+
+    def _loop(self) -> None:
+        while True:
+            with self._change:
+                while not self._ring and not self._closed:
+                    self._change.wait()
+                if not self._ring:
+                    return
+                self._wait_for_company()
+                batch = self._take()
+                self.running_slots = sum(unit.slots for _, _, unit in batch)
+            if batch:
+                self._answer(batch)
+            self.running_slots = 0
+
+    def _wait_for_company(self) -> None:
+        """Until a batch is full, or the request at the front has waited long enough."""
+        while self._ring and not self._closed and self.waiting_slots < self.limits.max_batch_slots:
+            rest = self._ring[0].arrived + self.limits.max_wait_seconds - time.monotonic()
+            if rest <= 0:
+                return
+            self._change.wait(rest)
+
+    def _take(self) -> _Taken:
+        """The next batch: of each request in turn its next unit, for as long as one fits."""
+        batch: _Taken = []
+        served: dict[int, _Work] = {}
+        widest = narrowest = 0
+        took = True
+        while took:
+            took = False
+            for work in self._ring:
+                if not work.waiting:
+                    continue
+                unit = work.waiting[0][1]
+                wide, narrow = max(widest, unit.slots), min(narrowest or unit.slots, unit.slots)
+                if batch and not (
+                    unit.key == batch[0][2].key
+                    and (len(batch) + 1) * wide <= self.limits.max_batch_slots
+                    and wide <= _SPREAD * max(narrow, _SMALL_SLOTS)
+                ):
+                    continue
+                batch.append((work, *work.waiting.popleft()))
+                served[id(work)] = work
+                widest, narrowest, took = wide, narrow, True
+        # Who was served goes to the back, so that whoever waits longest is at the front of the next batch.
+        self._ring = deque(work for work in self._ring if id(work) not in served)
+        self._ring.extend(work for work in served.values() if work.waiting)
+        self.waiting_slots -= sum(unit.slots for _, _, unit in batch)
+        self.waiting_units -= len(batch)
+        return batch
+
+    def _answer(self, batch: _Taken) -> None:
+        began = time.monotonic()
+        try:
+            results = list(self._run(batch[0][2].key, [unit.payload for _, _, unit in batch]))
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} results for {len(batch)} units")
+        except Exception as error:
+            self._answer_apart(batch, error)
+            return
+        seconds = time.monotonic() - began
+        slots = sum(unit.slots for _, _, unit in batch)
+        if seconds > 0:
+            speed = slots / seconds
+            self._slots_per_second = 0.8 * self._slots_per_second + 0.2 * speed if self._slots_per_second else speed
+        if self._observer is not None:
+            self._observer.ran(len(batch), slots, seconds)
+        for (work, index, _), result in zip(batch, results, strict=True):
+            work.results[index] = result
+            work.left -= 1
+            if not work.left:
+                _settle(work.future, work.results)
+
+    def _answer_apart(self, batch: _Taken, error: Exception) -> None:
+        """What fails in company is tried alone, so that one request cannot spoil those of others."""
+        if len(batch) > 1:
+            for one in batch:
+                if not one[0].future.done():
+                    self._answer([one])
+            return
+        # Messages of exceptions may quote the text, which no log has to hold: their class and place are enough.
+        places = "".join(traceback.format_tb(error.__traceback__)[-3:])
+        log.error("%s: a batch failed: %s\n%s", self.name, type(error).__name__, places)
+        work = batch[0][0]
+        _settle(work.future, error)
+        self._drop(work)
+
+
+def _settle(future: "Future[list[Any]]", outcome: list[Any] | Exception) -> None:
+    """Give a result or an error to a future that may have been cancelled meanwhile."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

@@ -1,0 +1,253 @@
+"""The models that are served: opened from their folders, each with its queue."""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bmscale.data.clean import normalise
+from bmscale.data.framing import document_ids
+from bmscale.deployment.serving.batching import Batcher, BatchLimits, Observer, Unit
+from bmscale.errors import BadInput
+from bmscale.inference.generator import Generation, Generator
+from bmscale.inference.sampling import SamplingOptions
+from bmscale.inference.segments import segments
+from bmscale.inference.translator import SearchOptions, Translator
+from bmscale.model.folder import open_model_folder
+
+_PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"}
+_PICKLE_STARTS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
+_NO_SPACES = {"zh", "ja", "th", "lo", "km", "my", "bo"}
+
+ObserverOf = Callable[[str], Observer]
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raises BadInput for a folder with a file that is a pickle, or may be one: to load one is to run its code.
+
+    CTranslate2's model.bin is none; it begins with the version of its format.
+    """
+    if not folder.is_dir():
+        return  # who opens the folder says so
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with file.open("rb") as opened:
+            start = opened.read(4)
+        is_ctranslate2 = file.name == "model.bin" and 0 < int.from_bytes(start, "little") < 100
+        suffix = file.suffix.lower()
+        named = suffix in _PICKLES or (suffix == ".bin" and not is_ctranslate2)
+        # A safetensors file begins with a length, which may look like anything.
+        begun = suffix != ".safetensors" and start.startswith((*_PICKLE_STARTS, b"PK\x03\x04"))
+        if named or begun:
+            raise BadInput(
+                f"{file}: is a pickle, or may be one, and whoever loads it runs the code in it; a model that is served "
+                "must be safetensors alone: remove the file"
+            )
+
+
+@dataclass(frozen=True)
+class Search:
+    """What all units of a batch of translations have in common."""
+
+    target: str
+    n: int
+    """Hypotheses of each text."""
+
+
+class TranslationModel:
+    """One folder that translates from one language into one or several."""
+
+    def __init__(
+        self,
+        name: str,
+        translator: Translator,
+        source: str,
+        *,
+        search: SearchOptions | None = None,
+        limits: BatchLimits | None = None,
+        observer: ObserverOf | None = None,
+    ) -> None:
+        self.name, self.source = name, source
+        self.search = search or SearchOptions()
+        targets = translator.tagged_languages or (str(translator.target_language),)
+        self._translators = {target: translator.into(target) for target in targets}
+        self._tokenizer = translator.tokenizer
+        # The tag of the target language is a token of the source.
+        self._longest = max(2, translator.max_source_tokens - bool(translator.tagged_languages))
+        self.batcher = Batcher(name, self._run, limits, observer(name) if observer else None)
+
+    @property
+    def targets(self) -> list[str]:
+        """Languages that it translates into."""
+        return list(self._translators)
+
+    @staticmethod
+    def joint(target: str) -> str:
+        """What stands between two sentences."""
+        return "" if re.split("[-_]", target)[0].lower() in _NO_SPACES else " "
+
+    def split(self, text: str) -> list[str]:
+        """A text as parts that are one search each."""
+        return segments(self._tokenizer, normalise(text), self._longest)
+
+    def units(self, parts: Sequence[str], target: str, n: int) -> list[Unit]:
+        """Work for the queue: its results are lists of at most n texts, best first."""
+        beams = max(self.search.beam_size, n)
+        encoded = self._tokenizer.encode_batch(list(parts))
+        return [Unit(part, (len(ids) + 1) * beams, Search(target, n)) for part, ids in zip(parts, encoded, strict=True)]
+
+    def _run(self, search: Search, texts: list[str]) -> list[list[str]]:
+        options = replace(self.search, beam_size=max(self.search.beam_size, search.n))
+        translator = self._translators[search.target]
+        if search.n == 1:
+            return [[text] for text in translator.translate(texts, **vars(options))]
+        found = translator.translate_n_best(texts, search.n, **vars(options))
+        return [[hypothesis.text for hypothesis in hypotheses] for hypotheses in found]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What all units of a batch of continuations have in common."""
+
+    options: SamplingOptions
+    samples: int | None
+    """Texts of each prompt, with the seed of `options`; None draws a seed for each batch."""
+
+
+class LanguageModel:
+    """One folder that writes on from prompts."""
+
+    def __init__(
+        self,
+        name: str,
+        generator: Generator,
+        *,
+        limits: BatchLimits | None = None,
+        observer: ObserverOf | None = None,
+    ) -> None:
+        self.name, self.generator = name, generator
+        self.positions = int(generator.model.config.max_position_embeddings)
+        self.batcher = Batcher(name, self._run, limits, observer(name) if observer else None)
+
+    def prompt_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt, <s> counted."""
+        return len(document_ids(self.generator.tokenizer, prompt)) - 1
+
+    def units(self, prompt: str, tokens: int, options: SamplingOptions, n: int, *, seeded: bool) -> list[Unit]:
+        """Work for the queue; each result is a list of Generation, and all of them together have n."""
+        if options.temperature == 0 or seeded:
+            samples = 1 if options.temperature == 0 else n
+            slots = (tokens + options.max_new_tokens) * samples
+            return [Unit(prompt, slots, Sampling(options, samples))] * (n // samples)
+        return [Unit(prompt, tokens + options.max_new_tokens, Sampling(options, None))] * n
+
+    def _run(self, sampling: Sampling, prompts: list[str]) -> list[list[Generation]]:
+        if sampling.samples is not None:
+            return self.generator.generate(prompts, sampling.options, samples=sampling.samples)
+        # One seed gives a prompt one text: a prompt that is there several times has as many samples.
+        options = replace(sampling.options, seed=random.SystemRandom().getrandbits(63))
+        drawn: dict[str, list[Generation]] = {}
+        counts = Counter(prompts)
+        for count in sorted(set(counts.values())):
+            same = [prompt for prompt, times in counts.items() if times == count]
+            drawn.update(zip(same, self.generator.generate(same, options, samples=count), strict=True))
+        return [[drawn[prompt].pop()] for prompt in prompts]
+
+
+@dataclass(frozen=True)
+class Models:
+    """All that is served: translation models by (source, target), language models by name."""
+
+    pairs: dict[tuple[str, str], TranslationModel]
+    language_models: dict[str, LanguageModel]
+
+    @classmethod
+    def of(cls, models: Iterable[TranslationModel | LanguageModel]) -> "Models":
+        """Raises BadInput for two models of one pair, and for none at all."""
+        pairs: dict[tuple[str, str], TranslationModel] = {}
+        language_models: dict[str, LanguageModel] = {}
+        for model in models:
+            if isinstance(model, LanguageModel):
+                language_models[model.name] = model
+                continue
+            for target in model.targets:
+                other = pairs.setdefault((model.source, target), model)
+                if other is not model:
+                    raise BadInput(
+                        f"models: must be one a language pair; got two from {model.source} to {target}, {other.name} "
+                        f"and {model.name}: serve one of them on another port"
+                    )
+        if not pairs and not language_models:
+            raise BadInput("models: must be at least one; got none")
+        return cls(pairs, language_models)
+
+    @property
+    def sources(self) -> list[str]:
+        """Languages that can be translated from."""
+        return list(dict.fromkeys(source for source, _ in self.pairs))
+
+    def targets(self, source: str) -> list[str]:
+        """Languages that one language can be translated into."""
+        return [target for origin, target in self.pairs if origin == source]
+
+    @property
+    def batchers(self) -> dict[str, Batcher]:
+        """The queue of each model by its name."""
+        of_pairs = {model.name: model.batcher for model in self.pairs.values()}
+        return of_pairs | {model.name: model.batcher for model in self.language_models.values()}
+
+    def close(self) -> None:
+        """Finish what was accepted and take no more."""
+        for batcher in self.batchers.values():
+            batcher.close()
+
+
+def open_models(
+    folders: Sequence[str],
+    *,
+    device: str | None = None,
+    search: SearchOptions | None = None,
+    limits: BatchLimits | None = None,
+    observer: ObserverOf | None = None,
+) -> Models:
+    """The models of folders of translation and of language models.
+
+    Raises BadInput as `open_model_folder` does, for a folder with pickles, for a model of another task, for a
+    translation model whose provenance names no languages, and for two models of one pair.
+    """
+    names = _names([Path(folder).expanduser() for folder in folders])
+    models: list[TranslationModel | LanguageModel] = []
+    for name, path in names.items():
+        refuse_pickles(path)
+        folder = open_model_folder(path, task=None)
+        if folder.task.name == "language_model":
+            models.append(
+                LanguageModel(name, Generator.from_pretrained(folder, device), limits=limits, observer=observer)
+            )
+            continue
+        if folder.task.name != "translation":
+            raise BadInput(f"{path}: must be a model of translation or a language model; got {folder.task.noun}")
+        source, target = (_language(path, folder.provenance, side) for side in ("source", "target"))
+        translator = Translator.from_pretrained(folder, device)
+        translator = translator.into(target)
+        models.append(TranslationModel(name, translator, source, search=search, limits=limits, observer=observer))
+    return Models.of(models)
+
+
+def _language(path: Path, provenance: dict[str, Any], side: str) -> str:
+    code = provenance.get(f"{side}_language")
+    if not code:
+        raise BadInput(f"{path / 'provenance.json'}: must have {side}_language, the code of a language; got {code!r}")
+    return str(code)
+
+
+def _names(paths: Sequence[Path]) -> dict[str, Path]:
+    """A short name for each folder: of runs/NAME/model/best it is NAME; where two would be alike, their paths."""
+    short = [path.parent.parent.name if path.parent.name == "model" else path.name for path in paths]
+    names = [name if name and short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
+    double = [name for name in names if names.count(name) > 1]
+    if double:
+        raise BadInput(f"models: must be different folders; {double[0]} was given twice")
+    return dict(zip(names, paths, strict=True))

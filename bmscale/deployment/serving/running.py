@@ -1,0 +1,67 @@
+"""A server as a process: its socket, its signals, its end."""
+
+import contextlib
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from bmscale.errors import BadInput
+
+log = logging.getLogger("bmscale")
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that is bound and does not listen yet. Raises BadInput for an address that cannot be had."""
+    if not 0 <= port <= 65_535:
+        raise BadInput(f"--port: must be from 0 (any that is free) to 65535; got {port}")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadInput(f"--host {host} --port {port}: cannot be served on: {reason}; give another") from None
+    return bound
+
+
+def is_loopback(bound: socket.socket) -> bool:
+    """Whether only this machine can reach it."""
+    return ipaddress.ip_address(bound.getsockname()[0].split("%")[0]).is_loopback
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, whose process ends with code 0 after a signal on which everything was finished."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run(app: ASGIApp, bound: socket.socket, timeout_seconds: float) -> None:
+    """Serve until SIGTERM or Ctrl-C; then take no more, answer what was accepted, and return. A second Ctrl-C does not
+    wait for that."""
+    config = uvicorn.Config(
+        app,
+        access_log=False,  # it would have the query, which may be text
+        log_config=None,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,  # a client could call itself by any address
+        ws="none",
+        lifespan="on",
+        timeout_graceful_shutdown=int(timeout_seconds) + 5,
+    )
+    host, port = bound.getsockname()[:2]
+    log.info("serving on http://%s:%d (Ctrl-C or SIGTERM ends it)", f"[{host}]" if ":" in host else host, port)
+    _Server(config).run(sockets=[bound])

@@ -1,0 +1,147 @@
+"""Small models with random weights, and a server over them in a thread."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import uvicorn
+
+from bmscale.data.tokenizer import TokenizerConfig, train_tokenizer
+from bmscale.deployment.serving.batching import BatchLimits
+from bmscale.deployment.serving.limits import Keys, Limits
+from bmscale.deployment.serving.metrics import Metrics
+from bmscale.deployment.serving.models import Models, open_models
+from bmscale.deployment.serving.server import Service, make_app
+from bmscale.inference.translator import SearchOptions
+from bmscale.model.config import EncoderDecoderConfig
+from bmscale.model.encoder_decoder import EncoderDecoderForConditionalGeneration
+from bmscale.model.folder import write_model_folder
+from bmscale.model.tasks import TASKS
+
+SENTENCES = [
+    "the old fisherman rowed across the quiet lake before sunrise.",
+    "nobody knew where the letters came from, or why.",
+    "she counted seventeen boats near the broken bridge.",
+    "my neighbour keeps bees, hens and one stubborn goat.",
+    "der Bäcker verkauft über Ostern süße Brötchen.",
+    "jeden Morgen hört man Vögel zwischen den Häusern.",
+]
+GREEDY = SearchOptions(beam_size=1, max_length_ratio=1.0, max_length_extra=3)
+
+
+@pytest.fixture(scope="session")
+def spiece(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("serving") / "spiece.model"
+    path.write_bytes(train_tokenizer(SENTENCES, TokenizerConfig(type="bpe", vocabulary_size=340)))
+    return path
+
+
+def write_translation_model(folder: Path, spiece: Path, seed: int, provenance: dict[str, Any]) -> Path:
+    """Random weights, large ones: they decide clearly, so that rounding cannot choose a token."""
+    config = EncoderDecoderConfig(
+        vocab_size=340,
+        hidden_size=32,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(seed)
+    model = EncoderDecoderForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    write_model_folder(folder, config, iter(model.named_parameters()), spiece, provenance)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def en_de(spiece, tmp_path_factory) -> Path:
+    given = {"source_language": "en", "target_language": "de", "max_source_tokens": 40}
+    return write_translation_model(tmp_path_factory.mktemp("models") / "en-de", spiece, 1, given)
+
+
+@pytest.fixture(scope="session")
+def de_en_fr(spiece, tmp_path_factory) -> Path:
+    """A model of two target languages."""
+    given = {"source_language": "de", "target_language": "en", "language_tags": ["en", "fr"], "max_source_tokens": 40}
+    place = tmp_path_factory.mktemp("models")
+    tagged = place / "spiece.model"
+    tagged.write_bytes(train_tokenizer(SENTENCES, TokenizerConfig(type="bpe", vocabulary_size=340), ["<2en>", "<2fr>"]))
+    return write_translation_model(place / "de-many", tagged, 2, given)
+
+
+@pytest.fixture(scope="session")
+def writer(spiece, tmp_path_factory) -> Path:
+    """A language model."""
+    folder = tmp_path_factory.mktemp("models") / "writer"
+    task = TASKS["language_model"]
+    shape: dict[str, Any] = {"vocab_size": 340, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(24)
+    model = task.model(task.configure(**shape, max_position_embeddings=120, tie_word_embeddings=False))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.4)
+    write_model_folder(folder, model.config, model.named_parameters(), spiece, {})
+    return folder
+
+
+class Running:
+    """A server in a thread of this process."""
+
+    def __init__(self, service: Service, allow_origins: tuple[str, ...] = ()) -> None:
+        self.service = service
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._socket.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        app = make_app(service, allow_origins)
+        config = uvicorn.Config(app, access_log=False, log_config=None, ws="none", lifespan="on", server_header=False)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(timeout=60)
+        assert not self._thread.is_alive()
+
+
+Serve = Callable[..., "contextlib.AbstractContextManager[Running]"]
+
+
+@contextlib.contextmanager
+def served(models: Models, metrics: Metrics | None = None, **settings: Any) -> Iterator[Running]:
+    """A server over models, with `limits`, `keys` and `allow_origins` as given."""
+    origins = settings.pop("allow_origins", ())
+    service = Service(models, metrics=metrics or Metrics(), **settings)
+    running = Running(service, origins)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+@contextlib.contextmanager
+def served_folders(
+    *folders: Path,
+    limits: Limits | None = None,
+    keys: Keys | None = None,
+    batches: BatchLimits | None = None,
+    **more: Any,
+) -> Iterator[Running]:
+    """A server over model folders."""
+    metrics = Metrics()
+    models = open_models(
+        [str(folder) for folder in folders], device="cpu", search=GREEDY, limits=batches, observer=metrics.observer
+    )
+    with served(models, metrics, limits=limits or Limits(), keys=keys, **more) as running:
+        yield running

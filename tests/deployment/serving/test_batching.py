@@ -1,0 +1,203 @@
+"""Units of many requests run together and come back to their owners; nobody waits for ever, nothing grows."""
+
+import threading
+import time
+from concurrent.futures import CancelledError, wait
+from typing import Any
+
+import pytest
+
+from bmscale.deployment.serving.batching import Batcher, BatchLimits, Closed, Overloaded, Unit
+from bmscale.errors import BadInput
+
+
+class Model:
+    """Answers with what it was given, in capitals; holds still while `may_run` is not set."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[Any, list[str]]] = []
+        self.may_run = threading.Event()
+        self.running = threading.Event()
+
+    def __call__(self, key: Any, payloads: list[str]) -> list[str]:
+        self.batches.append((key, payloads))
+        self.running.set()
+        assert self.may_run.wait(20)
+        if any("poison" in payload for payload in payloads):
+            raise ValueError("poison")
+        return [payload.upper() for payload in payloads]
+
+
+def units(*texts: str, slots: int = 10, key: str = "") -> list[Unit]:
+    return [Unit(text, slots, key) for text in texts]
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model()
+
+
+def start(model: Model, **limits: Any) -> Batcher:
+    return Batcher("m", model, BatchLimits(**{"max_batch_slots": 100, "max_wait_seconds": 0.0, **limits}))
+
+
+def hold(batcher: Batcher, model: Model) -> Any:
+    """Have a batch of one unit running, so that what comes next waits."""
+    first = batcher.submit(units("first"))
+    assert model.running.wait(20)
+    return first
+
+
+def test_what_waits_is_run_together_and_returned_in_order(model):
+    batcher = start(model)
+    hold(batcher, model)
+    futures = [batcher.submit(units(f"a{n}", f"b{n}")) for n in range(4)]
+    model.may_run.set()
+    assert [future.result(20) for future in futures] == [[f"A{n}", f"B{n}"] for n in range(4)]
+    batcher.close()
+    assert model.batches[1:] == [("", ["a0", "a1", "a2", "a3", "b0", "b1", "b2", "b3"])]
+    assert (batcher.waiting_slots, batcher.waiting_units) == (0, 0)
+
+
+def test_company_is_waited_for(model):
+    model.may_run.set()
+    batcher = start(model, max_wait_seconds=5.0, max_batch_slots=30)
+    begun = time.monotonic()
+    wait([batcher.submit(units(text)) for text in ("a", "b", "c")], 20)
+    assert time.monotonic() - begun < 4  # full before the time was over
+    assert [payloads for _, payloads in model.batches] == [["a", "b", "c"]]
+    batcher.close()
+
+
+def test_a_long_text_gives_way_to_short_ones(model):
+    batcher = start(model, max_batch_slots=40)
+    hold(batcher, model)
+    long = batcher.submit(units(*(f"long{n}" for n in range(40))))
+    short = [batcher.submit(units(f"short{n}")) for n in range(4)]
+    model.may_run.set()
+    assert [future.result(20) for future in short] == [[f"SHORT{n}"] for n in range(4)]
+    assert long.result(20) == [f"LONG{n}" for n in range(40)]
+    batcher.close()
+    # All four short ones are in the first two batches after the one that was running, beside parts of the long one.
+    assert sum(text.startswith("short") for _, batch in model.batches[1:3] for text in batch) == 4
+    assert max(len(batch) for _, batch in model.batches) == 4
+
+
+def test_a_batch_has_one_key_and_sizes_that_are_alike(model):
+    batcher = start(model, max_batch_slots=2000)
+    hold(batcher, model)
+    done = [batcher.submit(units(text, key=key)) for text, key in (("a", "x"), ("b", "y"), ("c", "x"))]
+    done += [batcher.submit(units("wide", slots=900, key="x")), batcher.submit(units("d", slots=60, key="x"))]
+    model.may_run.set()
+    assert not wait(done, 20).not_done
+    batcher.close()
+    assert model.batches[1:] == [("x", ["a", "c", "d"]), ("y", ["b"]), ("x", ["wide"])]
+
+
+def test_width_counts_for_all_of_a_batch(model):
+    batcher = start(model, max_batch_slots=100)
+    hold(batcher, model)
+    done = [batcher.submit([Unit(text, slots)]) for text, slots in (("a", 20), ("b", 40), ("c", 40), ("d", 20))]
+    model.may_run.set()
+    assert not wait(done, 20).not_done
+    batcher.close()
+    assert [len(batch) for _, batch in model.batches[1:]] == [2, 2]
+
+
+def test_one_slot_switches_batching_off(model):
+    batcher = start(model, max_batch_slots=1)
+    hold(batcher, model)
+    done = [batcher.submit(units("a", "b")), batcher.submit(units("c"))]
+    model.may_run.set()
+    assert not wait(done, 20).not_done
+    batcher.close()
+    assert all(len(batch) == 1 for _, batch in model.batches)
+
+
+def test_a_full_queue_refuses_and_says_when(model):
+    batcher = start(model, max_queue_slots=50)
+    hold(batcher, model)
+    held = batcher.submit(units("a", "b", "c", "d"))
+    with pytest.raises(Overloaded) as refused:
+        batcher.submit(units("e", "f"))
+    assert refused.value.retry_after >= 1
+    fits = batcher.submit(units("g"))
+    model.may_run.set()
+    assert [held.result(20), fits.result(20)] == [["A", "B", "C", "D"], ["G"]]
+    # Alone, a request may be larger than the queue: its own limits bound it.
+    assert batcher.submit(units(*"abcdefgh")).result(20) == list("ABCDEFGH")
+    batcher.close()
+
+
+def test_what_is_cancelled_leaves_the_queue(model):
+    batcher = start(model, max_queue_slots=50)
+    hold(batcher, model)
+    gone = batcher.submit(units("gone", "gone"))
+    stays = batcher.submit(units("stays"))
+    assert gone.cancel()
+    assert (batcher.waiting_slots, batcher.waiting_units) == (10, 1)
+    model.may_run.set()
+    assert stays.result(20) == ["STAYS"]
+    with pytest.raises(CancelledError):
+        gone.result(20)
+    batcher.close()
+    assert "gone" not in str(model.batches)
+
+
+def test_cancelled_while_it_runs(model):
+    batcher = start(model)
+    first = hold(batcher, model)
+    assert first.cancel()
+    model.may_run.set()
+    assert batcher.submit(units("next")).result(20) == ["NEXT"]
+    batcher.close()
+
+
+def test_one_that_fails_spoils_no_other(model, caplog):
+    batcher = start(model)
+    hold(batcher, model)
+    bad = batcher.submit(units("fine", "poison", "poison"))
+    good = batcher.submit(units("good", "better"))
+    model.may_run.set()
+    assert good.result(20) == ["GOOD", "BETTER"]
+    with pytest.raises(ValueError, match="poison"):
+        bad.result(20)
+    assert batcher.submit(units("later")).result(20) == ["LATER"]
+    batcher.close()
+
+
+def test_closing_finishes_what_was_accepted(model):
+    batcher = start(model, max_wait_seconds=10.0)
+    futures = [batcher.submit(units(f"a{n}")) for n in range(25)]
+    model.may_run.set()
+    batcher.close()
+    assert [future.result(0) for future in futures] == [[f"A{n}"] for n in range(25)]
+    with pytest.raises(Closed):
+        batcher.submit(units("late"))
+
+
+def test_many_threads_and_each_gets_its_own(model):
+    model.may_run.set()
+    batcher = start(model, max_wait_seconds=0.001)
+    wrong: list[str] = []
+
+    def ask(name: str) -> None:
+        for number in range(40):
+            texts = [f"{name}-{number}-{part}" for part in range(number % 4)]
+            if batcher.submit(units(*texts)).result(20) != [text.upper() for text in texts]:
+                wrong.append(f"{name} {number}")
+
+    threads = [threading.Thread(target=ask, args=(f"t{n}",)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    batcher.close()
+    assert not wrong
+    assert max(len(batch) for _, batch in model.batches) > 1
+
+
+@pytest.mark.parametrize("limits", [{"max_batch_slots": 0}, {"max_queue_slots": 0}, {"max_wait_seconds": -1.0}])
+def test_bounds_that_leave_no_room(limits):
+    with pytest.raises(BadInput, match="at least 1"):
+        BatchLimits(**limits)

@@ -1,0 +1,57 @@
+"""HTML in pieces: joined they are the document, text is text, and nothing takes long."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bmscale.deployment.serving.markup import markup_of, split_markup, text_of
+
+
+def texts(document: str) -> list[str]:
+    return [piece for is_text, piece in split_markup(document) if is_text]
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ("plain", ["plain"]),
+        ("<p>one <b>two</b> three</p>", ["one ", "two", " three"]),
+        ('<a title="a > b" href=\'x"y\'>link</a>', ["link"]),
+        ("<!-- no <b>text</b> -->yes<!DOCTYPE html><?php no ?>", ["yes"]),
+        ("<script>if (a < b) { '</p>' }</script>yes<style>p > b {}</style>", ["yes"]),
+        ("<pre>kept <b>too</b></pre> text <code>x</code>", [" text "]),
+        ('<p translate="no">Brand <i>x</i></p> text', [" text"]),
+        ('<p class="a notranslate">Brand</p>text<br translate="no">more', ["text", "more"]),
+        ("5 < 6 and 7 > 6", ["5 < 6 and 7 > 6"]),
+        ("open <b", ["open "]),
+        ("open <b class='x>y", ["open "]),
+        ("<!-- open", []),
+        ("<code>never closed <p>x</p>", []),
+        ("<img src=x>text<IMG src=y/>more", ["text", "more"]),
+        ("<div translate=no>a<div>b</div>c</div>d", ["d"]),
+        ("", []),
+    ],
+)
+def test_what_is_text(document, expected):
+    assert texts(document) == expected
+
+
+@given(st.text(alphabet="<>/!-'\"ab pre=\n&;"))
+def test_nothing_is_lost(document):
+    assert "".join(piece for _, piece in split_markup(document)) == document
+
+
+@pytest.mark.parametrize(
+    "unit", ["<", "<a ", "<a '", '<a "', "<!--", "</", "<pre>", "<script>", "<script></", "<a b='>"]
+)
+def test_hostile_documents_are_quick(unit):
+    began = time.process_time()
+    split_markup(unit * (50_000 // len(unit)))
+    assert time.process_time() - began < 2
+
+
+def test_entities_are_characters_and_a_translation_opens_no_tag():
+    assert text_of("A &amp; B &lt;x&gt; &#252;") == "A & B <x> ü"
+    assert markup_of("<script> & ü") == "&lt;script&gt; &amp; ü"

@@ -1,0 +1,146 @@
+"""`bmscale serve` as a process: what it refuses, where it listens, how it ends."""
+
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import zipfile
+
+import httpx
+import pytest
+
+from bmscale import cli
+from bmscale.deployment.serving.models import open_models, refuse_pickles
+from bmscale.deployment.serving.running import bind, is_loopback
+from bmscale.errors import BadInput
+from tests.deployment.serving.conftest import SENTENCES
+from tests.deployment.serving.load import measure, report
+
+
+def test_it_serves_and_ends_after_what_it_accepted(en_de, writer):
+    """SIGTERM comes while requests wait: all of them are answered, and the exit code is 0."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bmscale", "serve", str(en_de), str(writer), "--port", "0", "--beam-size", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    said = [next(process.stderr) for _ in range(3)]
+    assert "en-de translates en to de" in said[0]
+    assert "writer writes on from prompts" in said[1]
+    url = said[2].split("serving on ")[1].split()[0]
+    assert url.startswith("http://127.0.0.1:")
+    fields = {"q": [f"{sentence} {n}" for n in range(40) for sentence in SENTENCES], "source": "en", "target": "de"}
+    answers: list[httpx.Response] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/translate", json=fields, timeout=120)))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    while 'bmscale_queue_units{model="en-de"} 0.0' in (text := httpx.get(f"{url}/metrics").text):
+        assert "bmscale_batch_units" in text
+    process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join()
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 0, rest
+    assert "everything that was accepted is answered" in rest
+    assert [len(answer.json()["translatedText"]) for answer in answers] == [240] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("weights.pt", b"anything"),
+        ("pytorch_model.bin", b"anything"),
+        ("model.bin", b"\x80\x04\x95"),
+        ("notes.txt", pickle.dumps({"a": 1})),
+        ("sub/more.dat", None),
+    ],
+)
+def test_a_folder_with_a_pickle_is_refused(en_de, tmp_path, name, content):
+    folder = shutil.copytree(en_de, tmp_path / "m")
+    refuse_pickles(folder)
+    place = folder / name
+    place.parent.mkdir(exist_ok=True)
+    if content is None:  # what torch.save writes is a zip
+        with zipfile.ZipFile(place, "w") as archive:
+            archive.writestr("archive/data.pkl", b"")
+    else:
+        place.write_bytes(content)
+    with pytest.raises(BadInput, match=f"{name}: is a pickle"):
+        open_models([str(folder)], device="cpu")
+
+
+def test_ctranslate2s_weights_are_no_pickle(tmp_path):
+    (tmp_path / "model.bin").write_bytes((6).to_bytes(4, "little") + b"\x12\x00TransformerSpec")
+    refuse_pickles(tmp_path)
+
+
+def test_two_of_one_pair(en_de, tmp_path):
+    other = shutil.copytree(en_de, tmp_path / "other")
+    with pytest.raises(BadInput, match="two from en to de, en-de and other"):
+        open_models([str(en_de), str(other)], device="cpu")
+    with pytest.raises(BadInput, match="given twice"):
+        open_models([str(en_de), str(en_de)], device="cpu")
+
+
+def test_a_run_gives_its_name(en_de, tmp_path):
+    folder = shutil.copytree(en_de, tmp_path / "runs" / "mine" / "model" / "best")
+    models = open_models([str(folder)], device="cpu")
+    assert list(models.batchers) == ["mine"]
+    models.close()
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "bmscale", "serve", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_port_that_is_taken(en_de):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = run(str(en_de), "--port", str(taken.getsockname()[1]))
+    assert result.returncode == 2
+    assert "cannot be served on: Address already in use; give another" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--port", "70000"], "0 (any that is free) to 65535"),
+        (["--timeout", "0"], "must be above 0"),
+        (["--max-batch-tokens", "0"], "at least 1"),
+        (["--api-keys", "/nowhere/keys"], "No such file"),
+    ],
+)
+def test_options_that_cannot_be_used(en_de, capsys, arguments, says):
+    assert cli.main(["serve", str(en_de), *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_only_this_machine_unless_told():
+    with bind("127.0.0.1", 0) as own, bind("0.0.0.0", 0) as all_of_them:
+        assert is_loopback(own)
+        assert not is_loopback(all_of_them)
+
+
+def test_what_is_not_installed_is_said(en_de):
+    program = (
+        "import sys; sys.modules['uvicorn'] = None\n"
+        f"from bmscale.cli import main; sys.exit(main(['serve', {str(en_de)!r}]))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "pip install 'bmscale[serve]'" in result.stderr
+
+
+def test_batching_is_worth_it(en_de, pytestconfig):
+    """Only with --full, and on an idle machine; prints throughput and latencies with and without batching."""
+    if not pytestconfig.getoption("--full"):
+        pytest.skip("a measurement: --full")
+    texts = [f"{sentence} {n}" for n in range(40) for sentence in SENTENCES]
+    assert report(measure(str(en_de), texts, requests=600, clients=32, rounds=1)) > 2
