@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bmscale.data.framing import document_ids
 from bmscale.data.tokenizer import EOS, Tokenizer
-from bmscale.deployment.formats import GREEDY_TOKENS
+from bmscale.deployment.plain_transformers import GREEDY_TOKENS
 from bmscale.inference.ctranslate2_backend import CTranslate2Backend
 from bmscale.inference.ctranslate2_folder import (
     LANGUAGE_MODEL,

@@ -28,9 +28,8 @@ class Candidate(Protocol):
         source and the target tokens before it.
 
         The source is empty for the other tasks; a language model: of every token of the text behind <s>, </s>
-        included; a masked language model: of every token that plain_transformers.hidden_positions
-        hides; a classifier: of every
-        label, in the order of their ids.
+        included; a masked language model: of every token that plain_transformers.hidden_positions hides; a classifier:
+        of every label, in the order of their ids.
         """
 
     def greedy(self, lines: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from bmscale.data.clean import normalise
 from bmscale.data.framing import document_ids
 from bmscale.deployment.serving.batching import Batcher, BatchLimits, Observer, Unit
 from bmscale.errors import BadInput
+from bmscale.inference.ctranslate2_folder import is_ctranslate2_folder, open_ctranslate2_folder
 from bmscale.inference.generator import Generation, Generator
 from bmscale.inference.sampling import SamplingOptions
 from bmscale.inference.segments import segments
@@ -221,6 +222,11 @@ def open_models(
     models: list[TranslationModel | LanguageModel] = []
     for name, path in names.items():
         refuse_pickles(path)
+        if is_ctranslate2_folder(path):
+            translator = Translator.from_pretrained(path, device=device or "auto")
+            provenance = open_ctranslate2_folder(path).provenance
+            models.append(_translation(name, path, translator, provenance, search, limits, observer))
+            continue
         folder = open_model_folder(path, task=None)
         if folder.task.name == "language_model":
             models.append(
@@ -229,11 +235,22 @@ def open_models(
             continue
         if folder.task.name != "translation":
             raise BadInput(f"{path}: must be a model of translation or a language model; got {folder.task.noun}")
-        source, target = (_language(path, folder.provenance, side) for side in ("source", "target"))
-        translator = Translator.from_pretrained(folder, device)
-        translator = translator.into(target)
-        models.append(TranslationModel(name, translator, source, search=search, limits=limits, observer=observer))
+        translator = Translator.from_pretrained(folder, device=device or "auto")
+        models.append(_translation(name, path, translator, folder.provenance, search, limits, observer))
     return Models.of(models)
+
+
+def _translation(
+    name: str,
+    path: Path,
+    translator: Translator,
+    provenance: dict[str, Any],
+    search: SearchOptions | None,
+    limits: BatchLimits | None,
+    observer: ObserverOf | None,
+) -> TranslationModel:
+    source, target = (_language(path, provenance, side) for side in ("source", "target"))
+    return TranslationModel(name, translator.into(target), source, search=search, limits=limits, observer=observer)
 
 
 def _language(path: Path, provenance: dict[str, Any], side: str) -> str:

@@ -13,10 +13,12 @@ import httpx
 import pytest
 from libretranslatepy import LibreTranslateAPI
 
+from bmscale.deployment.formats import make_format
 from bmscale.deployment.serving.batching import BatchLimits
 from bmscale.deployment.serving.limits import Keys, Limits
 from bmscale.deployment.serving.models import Models, TranslationModel
 from bmscale.inference.translator import Translator
+from bmscale.model.folder import open_model_folder
 from tests.deployment.serving.conftest import GREEDY, SENTENCES, Running, served, served_folders
 from tests.deployment.serving.load import metrics, storm
 
@@ -435,3 +437,15 @@ def test_many_clients_good_and_bad(en_de, translator, pytestconfig):
     print(f"resident memory grew by {grown:.1f} MiB")
     assert batches < codes[200]
     assert grown < 100
+
+
+def test_a_ctranslate2_folder_is_served_as_its_model_is(en_de, translator, tmp_path):
+    made = make_format("ctranslate2")
+    model = open_model_folder(en_de)
+    made.check(model)
+    made.write(model, tmp_path / "en-de")
+    with served_folders(tmp_path / "en-de") as running, httpx.Client(base_url=running.url, timeout=60) as client:
+        answers = ask(client, SENTENCES[:5]).json()
+        more = ask(client, SENTENCES[0], alternatives=1).json()
+    assert answers["translatedText"] == translator.translate(SENTENCES[:5], **OPTIONS)
+    assert len(more["alternatives"]) == 1
