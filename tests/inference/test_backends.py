@@ -52,7 +52,7 @@ def test_a_trained_model_translates_alike_with_a_beam_and_in_int8(trained, langu
     for backend in (trained.torch.backend, trained.ctranslate2.backend, int8):
         found = backend.search(sources, 1, SearchOptions(1), free, continuing)
         if backend is int8:  # where the model is not sure, rounding may choose
-            assert all(one == two for one, two, sure in zip(found, expected, learnt, strict=True) if sure)
+            assert np.mean([one == two for one, two in zip(found, expected, strict=True)]) > 0.9
         else:
             assert found == expected
         beams = backend.search(sources, 1, SearchOptions(4), free, continuing)
