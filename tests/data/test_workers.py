@@ -82,8 +82,13 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_an_interrupt_while_processes_start_comes_afterwards():
-    reached = False
-    with pytest.raises(KeyboardInterrupt), _interrupts_held():
-        os.kill(os.getpid(), signal.SIGINT)
-        reached = True
+    reached = []
+
+    def start() -> None:
+        with _interrupts_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
     assert reached
