@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -71,8 +72,8 @@ class Workers:
         if self._executor is None:
             context = multiprocessing.get_context("spawn")
             self._executor = ProcessPoolExecutor(self.workers, context, initializer=_follow_parent)
-            with _interrupts_ignored():
-                # Processes start on submission: all of them now, while what they inherit is to ignore Ctrl-C.
+            with _interrupts_held():
+                # Processes start on submission: all of them now, while Ctrl-C is held from them.
                 for future in [self._executor.submit(os.getpid) for _ in range(self.workers)]:
                     future.result()
         return self._executor
@@ -91,16 +92,17 @@ class Workers:
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Children started inside ignore Ctrl-C from their first instruction: the parent alone answers it."""
-    if threading.current_thread() is not threading.main_thread():  # Python sets signal handlers in the main one only
+def _interrupts_held() -> Iterator[None]:
+    """Children started inside never see Ctrl-C: the parent alone answers it, one that comes meanwhile afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # which else unblocks it when the first process starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit the mask
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _follow_parent() -> None:
@@ -120,7 +122,7 @@ def in_own_process(work: Callable[..., bytes], *arguments: Any) -> bytes:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_result, args=(sender, work, arguments), daemon=True)
-    with _interrupts_ignored():
+    with _interrupts_held():
         process.start()
     sender.close()
     try:

@@ -34,7 +34,7 @@ MOST_KEPT = 512 * 2**20
 one of its size lay, for its alignment, so that this much may well be used.)"""
 
 
-PRIMITIVES_KEPT = 256
+PRIMITIVES_KEPT = 64
 """Shapes of matrix products whose code oneDNN, and PyTorch beside it, keep. Each takes about 0.6 MB, both keep 1,024 by
 default, and a step of sentences has shapes of its own: bf16 took 0.6 GB of them after some twenty steps."""
 

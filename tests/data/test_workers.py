@@ -1,6 +1,7 @@
 """Worker processes: order, bounded memory, errors."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bmscale.data.workers import Workers
+from bmscale.data.workers import Workers, _interrupts_held
 from bmscale.errors import BadInput, BmscaleError
 
 
@@ -77,3 +78,17 @@ def is_running(pid: int) -> bool:
         return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_an_interrupt_while_processes_start_comes_afterwards():
+    reached = []
+
+    def start() -> None:
+        with _interrupts_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert reached

@@ -93,7 +93,7 @@ print(host_memory.peak() - least, host_memory.PRIMITIVES_KEPT)
 def test_products_of_many_shapes_do_not_pile_up():
     """About 0.65 MB each, of which oneDNN would keep a thousand."""
     grown, kept = numbers(SHAPES)
-    assert grown < 1.3 * kept * 2**20 < 0.6 * 800 * 2**20
+    assert grown < 1.5 * kept * 2**20 < 0.3 * 800 * 2**20
 
 
 SHUFFLED = """
