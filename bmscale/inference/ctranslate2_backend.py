@@ -120,6 +120,9 @@ class CTranslate2Backend:
             beam_size=options.beam_size,
             num_hypotheses=n,
             length_penalty=options.length_penalty,
+            # By default the engine stops once as many translations are complete as there are beams, though one that
+            # goes on may be better; transformers looks whether it can. With twice as many they find the same.
+            patience=2.0,
             max_decoding_length=limit - 1,
             min_decoding_length=0,  # 1 would forbid </s> at first, and the score of everything else would change
             max_input_length=0,

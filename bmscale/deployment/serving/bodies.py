@@ -2,6 +2,7 @@
 
 import email.policy
 import json
+import re
 from email.parser import BytesParser
 from typing import Any
 from urllib.parse import parse_qs
@@ -9,6 +10,8 @@ from urllib.parse import parse_qs
 from bmscale.deployment.serving.limits import Refused
 
 _MOST_FIELDS = 2_000
+_MOST_PARTS, _LONGEST_HEAD = 1_100, 1_000
+"""Of a multipart body, and bytes of the header of each: the parser takes the square of their number."""
 
 
 def fields_of(content_type: str, body: bytes, query: str = "") -> dict[str, Any]:
@@ -49,6 +52,7 @@ def _form(body: bytes) -> dict[str, list[str]]:
 
 def _multipart(content_type: str, body: bytes) -> dict[str, list[str]]:
     head = f"Content-Type: {content_type}\r\n\r\n".encode("latin-1", errors="replace")
+    _check_parts(head, body)
     values: dict[str, list[str]] = {}
     try:
         message = BytesParser(policy=email.policy.HTTP).parsebytes(head + body)
@@ -64,3 +68,13 @@ def _multipart(content_type: str, body: bytes) -> dict[str, list[str]]:
     if not values:
         raise Refused(400, "Invalid form: no field could be read")
     return values
+
+
+def _check_parts(head: bytes, body: bytes) -> None:
+    if len(head) <= _LONGEST_HEAD:
+        boundary = BytesParser(policy=email.policy.HTTP).parsebytes(head).get_boundary() or ""
+        parts = body.split(b"--" + boundary.encode("latin-1", errors="replace"), _MOST_PARTS + 1)
+        heads = [re.split(rb"\r?\n\r?\n", part, maxsplit=1)[0] for part in parts]
+        if boundary and len(parts) <= _MOST_PARTS and max(map(len, heads)) <= _LONGEST_HEAD:
+            return
+    raise Refused(400, f"Invalid form: must have a boundary and at most {_MOST_PARTS:,} parts with short headers")

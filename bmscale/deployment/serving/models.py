@@ -31,7 +31,7 @@ def refuse_pickles(folder: Path) -> None:
 
     CTranslate2's model.bin is none; it begins with the version of its format.
     """
-    if not folder.is_dir():
+    if not (folder / "config.json").is_file():
         return  # who opens the folder says so
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         with file.open("rb") as opened:

@@ -16,7 +16,7 @@ log = logging.getLogger("bmscale")
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that is bound and does not listen yet. Raises BadInput for an address that cannot be had."""
+    """A socket that listens: who comes before models are loaded waits. Raises BadInput for an address not to be had."""
     if not 0 <= port <= 65_535:
         raise BadInput(f"--port: must be from 0 (any that is free) to 65535; got {port}")
     try:
@@ -24,6 +24,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(1024)  # until then another server may bind it as well
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadInput(f"--host {host} --port {port}: cannot be served on: {reason}; give another") from None

@@ -449,3 +449,18 @@ def test_a_ctranslate2_folder_is_served_as_its_model_is(en_de, translator, tmp_p
         more = ask(client, SENTENCES[0], alternatives=1).json()
     assert answers["translatedText"] == translator.translate(SENTENCES[:5], **OPTIONS)
     assert len(more["alternatives"]) == 1
+
+
+@pytest.mark.parametrize(
+    "disposition", ['form-data; name="q' + '"; a="' * 20_000, 'form-data; name="q"' + "\r\nX-More: 1" * 20_000]
+)
+def test_the_parser_of_forms_is_given_no_long_headers(client, disposition):
+    """It would hold up the server for seconds."""
+    body = f"--b\r\nContent-Disposition: {disposition}\r\n\r\nx\r\n--b--\r\n".encode()
+    begun = time.monotonic()
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    assert client.post("/translate", content=body, headers=headers).status_code == 400
+    assert client.post("/translate", content=b"--b\r\n\r\n" * 20_000, headers=headers).status_code == 400
+    long = {"content-type": "multipart/form-data; boundary=b" + "; a=b" * 5_000}
+    assert client.post("/translate", content=b"--b", headers=long).status_code in (400, 431)
+    assert time.monotonic() - begun < 2
