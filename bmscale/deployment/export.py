@@ -198,6 +198,11 @@ def summary(report: Mapping[str, Any]) -> str:
         lines.append(
             f"{metric['name'] + ':':<18} {trained['score']:.2f} trained, {exported['score']:.2f} exported ({chance})"
         )
+    speeds = gate.get("test", {}).get("sentences_per_second")
+    if speeds:
+        lines.append(
+            f"sentences/s:       {speeds['trained']:.1f} trained, {speeds['exported']:.1f} exported (on this CPU)"
+        )
     before, after = report["model"]["bytes"], report["artefact"]["bytes"]
     lines.append(f"size:              {before:,} bytes as a model folder, {after:,} exported")
     return "\n".join(lines)

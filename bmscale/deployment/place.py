@@ -82,5 +82,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not isinstance(report, dict) or not {"format", "model", "artefact", "gate", "card_sha256"} <= set(report):
         return None
     files = report.get("files")
-    is_list = isinstance(files, list) and all(isinstance(name, str) for name in files)
-    return report if is_list and path.name in files else None
+    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
+        return None
+    return report if path.name in files else None

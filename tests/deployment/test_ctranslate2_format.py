@@ -11,6 +11,7 @@ from bmscale.data.toy import toy_pairs
 from bmscale.deployment.ctranslate2_format import make
 from bmscale.deployment.formats import make_format
 from bmscale.deployment.gate import Examples, compare
+from bmscale.deployment.trained import open_trained
 from bmscale.errors import BadInput
 from bmscale.inference.translator import Translator
 
@@ -73,10 +74,16 @@ def test_decoders_are_exact(make_model, tmp_path, name):
 
 
 def test_a_search_for_several_hypotheses_is_the_trained_models(make_model, tmp_path):
-    """The two searches differ in their rules of ending, so that a few may differ; greedy search may not."""
+    """The two searches differ in their rules of ending, so that a few may differ; greedy search may not. References
+    are the trained model's own translations: a search of another kind would score far below 100."""
     model, made, folder = exported(make_model, tmp_path, "translation", "modern", {})
-    found = compare(model, made, folder, Examples("toy", "", PAIRS, PAIRS))
+    sources = [source for source, _ in PAIRS]
+    references = open_trained(model).translate(sources)
+    found = compare(model, made, folder, Examples("toy", "", PAIRS, list(zip(sources, references, strict=True))))
     assert found["reasons"] == []
+    trained, exported_too = found["test"]["metrics"]["bleu"]["systems"]
+    assert trained["score"] == pytest.approx(100)
+    assert exported_too["score"] > 80
     assert found["test"]["search"]["beam_size"] == 3
 
 
