@@ -1,6 +1,7 @@
 """From a model to other programs: export."""
 
 import argparse
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,9 +42,12 @@ def add_export(commands: Commands) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    # As Ctrl-C does: what was begun is removed, and what was started ends before this does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from bmscale.deployment import export
     from bmscale.deployment.examples import read_examples
     from bmscale.deployment.formats import make_format
+    from bmscale.deployment.place import check_place
     from bmscale.experiment import EXPERIMENTS
     from bmscale.model.folder import open_model_folder
 
@@ -54,13 +58,14 @@ def _export(options: argparse.Namespace) -> None:
     made = make_format(options.to, given)
     model = open_model_folder(options.model, None)
     made.check(model)
-    run = model.path.parent.parent
+    place = model.path.resolve()  # "." has no name, and no parents
+    run = place.parent.parent
     of_run = (run / "run.yaml").is_file()
-    name = "-".join([model.path.resolve().name, options.to, *given.values()])
-    out = Path(options.out) if options.out else (run / "export" if of_run else model.path.parent) / name
+    name = "-".join([place.name, options.to, *given.values()])
+    out = Path(options.out) if options.out else (run / "export" if of_run else place.parent) / name
     if not options.out:
         out = out.with_name(out.name + made.suffix)
-    export.check_place(out, made)
+    check_place(out, made.suffix, model.path)
     experiment = _experiment(run) if of_run else None
     kind = EXPERIMENTS[model.task.name].corpus
     test = None if options.test is None else test_corpus(options.test, kind, experiment)

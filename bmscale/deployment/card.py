@@ -58,6 +58,8 @@ def _comparison(report: Mapping[str, Any]) -> str:
             p_value = exported["p_values"]["bootstrap"]
             chance = "no difference" if p_value is None else f"{p_value:.3f}"
             lines.append(f"| {metric['name']} | {trained['score']:.2f} | {exported['score']:.2f} | {chance} |")
+        speeds = test["sentences_per_second"]
+        lines.append(f"| sentences/s on the CPU of the export | {speeds['trained']:.1f} | {speeds['exported']:.1f} | |")
         lines += ["", *(f"- `{metric['signatures']['bootstrap']}`" for metric in test["metrics"].values())]
     size = f"{report['artefact']['bytes']:,} bytes; the model folder has {report['model']['bytes']:,}."
     return "\n".join([*lines, "", f"Size: {size} `export.json` has every figure."])

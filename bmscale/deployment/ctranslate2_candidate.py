@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bmscale.data.framing import document_ids
-from bmscale.data.tokenizer import EOS, Tokenizer
+from bmscale.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from bmscale.deployment.plain_transformers import GREEDY_TOKENS
 from bmscale.inference.ctranslate2_backend import CTranslate2Backend
 from bmscale.inference.ctranslate2_folder import (
@@ -55,6 +55,12 @@ class TranslationCandidate:
         return self._translator.translate(lines, **self._search)
 
 
+def never_written(tokenizer: Tokenizer) -> list[str]:
+    """Pieces that a language model must not write: they are no text (inference/generator.py bars the same)."""
+    mask = tokenizer.mask_id
+    return tokenizer.pieces([BOS, PAD, UNK, *([] if mask is None else [mask])])
+
+
 class LanguageModelCandidate:
     """A decoder (formats.Candidate)."""
 
@@ -64,6 +70,7 @@ class LanguageModelCandidate:
         self._ids = {
             piece: number for number, piece in enumerate(self._pieces(range(folder.tokenizer.vocabulary_size)))
         }
+        self._never = [[piece] for piece in never_written(folder.tokenizer)]
 
     def log_probabilities(self, pairs: Sequence[tuple[str, str]]) -> list[list[float]]:
         """Of every token of each text behind <s>, </s> included."""
@@ -85,6 +92,7 @@ class LanguageModelCandidate:
             max_length=GREEDY_TOKENS,
             min_length=0,
             sampling_topk=1,
+            suppress_sequences=self._never,
             include_prompt_in_result=False,
         )
         sequences = [[self._ids[piece] for piece in result.sequences[0]] for result in found]

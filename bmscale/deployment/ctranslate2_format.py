@@ -21,7 +21,12 @@ from typing import Any
 import torch
 
 from bmscale.data.tokenizer import SPECIAL_PIECES, Tokenizer
-from bmscale.deployment.ctranslate2_candidate import LanguageModelCandidate, TranslationCandidate, open_candidate
+from bmscale.deployment.ctranslate2_candidate import (
+    LanguageModelCandidate,
+    TranslationCandidate,
+    never_written,
+    open_candidate,
+)
 from bmscale.deployment.formats import FLOAT32_TOLERANCE
 from bmscale.deployment.scalars import embedding_scale, fold
 from bmscale.errors import BadInput
@@ -100,7 +105,8 @@ class CTranslate2Format:
     def usage(self, model: ModelFolder) -> str:
         """How to load the folder, from within it."""
         if isinstance(model.config, DecoderOnlyConfig):
-            return _LANGUAGE_MODEL_USAGE
+            never = json.dumps([[piece] for piece in never_written(Tokenizer.load(model.tokenizer))])
+            return _LANGUAGE_MODEL_USAGE.replace("NEVER", never)
         return _TRANSLATION_USAGE
 
     def describe(self, target: Path) -> dict[str, Any]:
@@ -138,7 +144,9 @@ import ctranslate2, sentencepiece
 pieces = sentencepiece.SentencePieceProcessor(model_file="spiece.model")
 generator = ctranslate2.Generator(".", device="cpu")
 prompt = ["<s>", *pieces.encode("Once upon", out_type=str)]
-(result,) = generator.generate_batch([prompt], max_length=50, sampling_topp=0.95, include_prompt_in_result=False)
+never = NEVER  # they are no text
+options = {"sampling_topp": 0.95, "include_prompt_in_result": False, "suppress_sequences": never}
+(result,) = generator.generate_batch([prompt], max_length=50, **options)
 print(pieces.decode(result.sequences[0]))
 ```
 """

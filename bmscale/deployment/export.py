@@ -1,14 +1,18 @@
 """`bmscale export MODEL --to FORMAT`: write the artefact, open it in a fresh process, compare, and only then keep it.
 
 The artefact is written beside its place and moved there when the gate (gate.py) let it pass, with the report
-`export.json` and the model card `README.md`: inside a folder, beside a file. What does not pass is removed; its report
-stays as `.NAME.failed.json`.
+`export.json` and the model card `README.md` (place.py). What does not pass is removed; its report stays as
+`.NAME.failed.json`.
 """
 
+import contextlib
 import json
 import logging
+import math
 import os
+import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,12 +24,12 @@ from typing import Any
 from bmscale.deployment.card import export_card
 from bmscale.deployment.formats import Format, make_format
 from bmscale.deployment.gate import Examples, Question
-from bmscale.errors import BadInput, BmscaleError
-from bmscale.model.folder import CARD, ModelFolder, open_model_folder
+from bmscale.deployment.place import card_of, check_place, names_in, report_of, sha256_of
+from bmscale.errors import BmscaleError
+from bmscale.model.folder import ModelFolder, open_model_folder
 
 log = logging.getLogger("bmscale")
 
-REPORT = "export.json"
 _PACKAGES = ("bmscale", "torch", "transformers", "sentencepiece", "sacrebleu")
 
 
@@ -47,11 +51,11 @@ def export(
         model = open_model_folder(model, None)
     made = make_format(to, options)
     made.check(model)
-    out = check_place(Path(out), made)
+    out = check_place(Path(out), made.suffix, model.path)
     out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = out.with_name(f".{out.name}.exporting")
+    # A name of its own: a second export to the same place leaves this one its work.
+    fresh = out.with_name(f".{out.name}.{secrets.token_hex(4)}.exporting")
     failed = out.with_name(f".{out.name}.failed.json")
-    _remove(fresh)
     failed.unlink(missing_ok=True)
     report: dict[str, Any] = {"format": to, "options": dict(options or {}), **_about(model)}
     try:
@@ -67,21 +71,11 @@ def export(
                 f"{failed}"
             )
         card = export_card(out.name, model, made, report, licence)
+        check_place(out, made.suffix, model.path)  # again: much time has gone by
         _keep(made, fresh, out, report, card)
     finally:
         _remove(fresh)
     return report
-
-
-def check_place(out: Path, made: Format) -> Path:
-    """Where the artefact goes, with the format's ending. Raises BadInput for a place that holds anything else."""
-    if made.suffix and out.suffix != made.suffix:
-        raise BadInput(f"--out: must end in {made.suffix}; got {out}")
-    if out.name in ("", ".."):
-        out = out.resolve()
-    if (out.exists() or out.is_symlink()) and not (_report_of(made, out).is_file() and not out.is_symlink()):
-        raise BadInput(f"{out}: exists and is no export (it has no {REPORT}); give another --out")
-    return out
 
 
 def size_of(path: Path) -> int:
@@ -119,13 +113,11 @@ def _pass(made: Format, question: Question) -> dict[str, Any]:
         # Nothing is fetched, and remote code leaves nothing in the user's cache.
         quiet = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(Path(folder) / "modules")}
         command = [sys.executable, "-m", "bmscale.deployment.gate", str(asked), str(answer)]
-        ended = subprocess.run(
-            command, env={**os.environ, **quiet}, stderr=subprocess.PIPE, text=True, errors="replace", check=False
-        )
-        if ended.returncode == 0 and answer.is_file():
+        code, said = _run(command, {**os.environ, **quiet})
+        if code == 0 and answer.is_file():
             found: dict[str, Any] = json.loads(answer.read_bytes())
             return found
-    said = ended.stderr.strip()[-4000:]
+    said = said.strip()[-4000:]
     return {
         "passed": False,
         "reasons": [f"{made.name}: it could not be opened and compared: {said.splitlines()[-1] if said else 'killed'}"],
@@ -133,26 +125,38 @@ def _pass(made: Format, question: Question) -> dict[str, Any]:
     }
 
 
+def _run(command: list[str], environment: Mapping[str, str]) -> tuple[int, str]:
+    """Code and error output of a process that ends, with what it started, before this one is interrupted."""
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace", process_group=0
+    ) as process:
+        try:
+            _, said = process.communicate()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, said
+
+
 def _keep(made: Format, fresh: Path, out: Path, report: dict[str, Any], card: str) -> None:
     """Move the artefact to its place, in which an older export makes room, with report and card."""
-    if fresh.is_dir():
-        _write_json(fresh / REPORT, report)
-        (fresh / CARD).write_text(card, encoding="utf-8")
-    else:
-        _write_json(_report_of(made, out), report)
-        out.with_suffix(".README.md").write_text(card, encoding="utf-8")
-    if out.is_dir():
-        replaced = out.with_name(f".{out.name}.replaced")
-        _remove(replaced)
-        out.rename(replaced)
-        fresh.rename(out)
-        _remove(replaced)
-    else:
+    data = card.encode()
+    names = {path.name for path in (report_of(out, made.suffix), card_of(out, made.suffix))}
+    names |= {out.name} if made.suffix else names_in(fresh)
+    report.update(files=sorted(names), card_sha256=sha256_of(data))
+    if made.suffix:
+        _write_json(report_of(out, made.suffix), report)
+        card_of(out, made.suffix).write_bytes(data)
         fresh.replace(out)
-
-
-def _report_of(made: Format, out: Path) -> Path:
-    return out.with_suffix(f".{REPORT}") if made.suffix else out / REPORT
+        return
+    _write_json(report_of(fresh, ""), report)
+    card_of(fresh, "").write_bytes(data)
+    replaced = fresh.with_suffix(".replaced")
+    if out.is_dir():
+        out.rename(replaced)
+    fresh.rename(out)
+    _remove(replaced)
 
 
 def _remove(path: Path) -> None:
@@ -163,9 +167,19 @@ def _remove(path: Path) -> None:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    # A difference that is no number is written as a word, since JSON has none for it.
-    text = json.dumps(value, indent=2, ensure_ascii=False).replace(": Infinity", ': "infinite"')
-    path.write_text(text.replace(": NaN", ': "not a number"') + "\n", encoding="utf-8", errors="replace")
+    text = json.dumps(_sayable(value), indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8", errors="replace")
+
+
+def _sayable(value: Any) -> Any:
+    """The same with words for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _sayable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_sayable(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "infinite"
+    return value
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -183,6 +197,11 @@ def summary(report: Mapping[str, Any]) -> str:
         chance = "no difference" if p_value is None else f"p = {p_value:.3f}"
         lines.append(
             f"{metric['name'] + ':':<18} {trained['score']:.2f} trained, {exported['score']:.2f} exported ({chance})"
+        )
+    speeds = gate.get("test", {}).get("sentences_per_second")
+    if speeds:
+        lines.append(
+            f"sentences/s:       {speeds['trained']:.1f} trained, {speeds['exported']:.1f} exported (on this CPU)"
         )
     before, after = report["model"]["bytes"], report["artefact"]["bytes"]
     lines.append(f"size:              {before:,} bytes as a model folder, {after:,} exported")

@@ -9,11 +9,13 @@ export ran: what an artefact lacks cannot be there by accident. Three things are
 - for translation, a test set translated by both with the model's own search, and scored: BLEU and chrF2++ with paired
   tests, and the time that each took.
 
-Quantised weights are another model: of them the differences are reported and the scores speak.
+Quantised weights are another model: of them the differences are reported, and only a mean log-probability that is far
+lower does not pass.
 """
 
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bmscale.data.tokenizer import Tokenizer
 from bmscale.deployment.formats import Candidate, Format, make_format
 from bmscale.deployment.trained import open_trained, search_of
 from bmscale.evaluation.compare import paired_tests
@@ -28,6 +31,10 @@ from bmscale.model.folder import ModelFolder, open_model_folder
 
 WORSE = 0.05
 """The p-value below which a lower score of an unquantised artefact fails it."""
+LOSS = 0.1
+"""By how much (nats a token) the mean log-probability may be lower than the trained model's: also with quantised
+weights, of which a broken scale loses far more."""
+_NO_CHARACTERS = re.compile("[^ 0-9A-Za-z]*\ufffd[^ 0-9A-Za-z]*")
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ def compare(model: ModelFolder, made: Format, artefact: Path, examples: Examples
     trained, exported = answers["trained"], answers["exported"]
     found: dict[str, Any] = {
         "log_probabilities": _distance(trained.log_probabilities, exported.log_probabilities, made.tolerance),
-        "greedy": _greedy(lines, trained.greedy, exported.greedy),
+        "greedy": _greedy(lines, trained.greedy, exported.greedy, Tokenizer.load(model.tokenizer).is_lossless),
     }
     if sources:
         found["test"] = _scored(model, trained, exported, examples)
@@ -147,17 +154,28 @@ def _distance(trained: list[list[float]], exported: list[list[float]], tolerance
     }
 
 
-def alike(one: str, two: str) -> bool:
-    """Whether two texts are the same but for what decoders spell differently: the sign of an unknown piece (or
-    nothing), spaces, and bytes that are no character, from where on neither is looked at."""
-    one, two = ("".join(text.replace("\u2047", "").split()) for text in (one, two))
-    ends = [text.index("\ufffd") for text in (one, two) if "\ufffd" in text]
-    return one[: min(ends)] == two[: min(ends)] if ends else one == two
+def alike(one: str, two: str, is_lossless: bool = False) -> bool:
+    """Whether two texts are the same but for what decoders spell differently.
+
+    Bytes that are no characters: one decoder writes U+FFFD for each, another for each byte of the whole run, be some of
+    them characters; so a run of U+FFFD and what may be spelt in bytes beside it counts as one sign, which both must
+    have at the same place. Where the tokenizer is not lossless, also the number of spaces, and the sign of an unknown
+    piece (or nothing) with or without a space around it.
+    """
+    one, two = (_NO_CHARACTERS.sub("\ufffd", text) for text in (one, two))
+    if is_lossless:
+        return one == two
+    for a, b in ((one, two), (two, one)):
+        known = [" ".join(part.split()) for part in a.split("\u2047")]
+        pattern = r"\s*\u2047?\s*".join(map(re.escape, known))
+        if re.fullmatch(pattern, " ".join(b.split()).strip()):
+            return True
+    return False
 
 
-def _greedy(lines: list[str], trained: list[str], exported: list[str]) -> dict[str, Any]:
+def _greedy(lines: list[str], trained: list[str], exported: list[str], is_lossless: bool) -> dict[str, Any]:
     rows = list(zip(lines, trained, exported, strict=True))
-    different = [row for row in rows if not alike(row[1], row[2])]
+    different = [row for row in rows if not alike(row[1], row[2], is_lossless)]
     found: dict[str, Any] = {"texts": len(rows), "different": len(different)}
     if different:
         found["first"] = dict(zip(("text", "trained", "exported"), different[0], strict=True))
@@ -192,6 +210,12 @@ def _reasons(found: Mapping[str, Any], tolerance: float | None) -> list[str]:
         reasons.append(f"{figures['other_tokens']} of {figures['texts']} texts have other tokens")
     if not math.isfinite(figures["max_difference"]):
         reasons.append("a log-probability is not finite")
+    loss = figures["mean_trained"] - figures["mean_exported"]
+    if loss > LOSS:
+        reasons.append(
+            f"the mean log-probability of a token is {loss:.2g} nats lower than the trained model's; at most {LOSS:g} "
+            "may be"
+        )
     if tolerance is None:
         return reasons
     if figures["max_difference"] > tolerance:

@@ -74,8 +74,9 @@ class HuggingFace:
             )
         if self.layout == REMOTE_CODE:
             return None
+        of_tokenizer = plain_tokenizer.misfits(model)
         for layout in layouts:
-            misfits = layout.misfits(model.config)
+            misfits = [*layout.misfits(model.config), *of_tokenizer]
             if self.layout == layout.name and misfits:
                 raise BadInput(
                     f"{model.path}: has no place in layout {layout.name}: {'; '.join(misfits)}. --layout {REMOTE_CODE} "

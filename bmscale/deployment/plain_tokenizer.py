@@ -22,6 +22,7 @@ from bmscale.model.folder import TOKENIZER_CONFIG, ModelFolder
 
 MODEL_FILE, JSON_FILE = "tokenizer.model", "tokenizer.json"
 _SPACE = "\u2581"
+_TAG = re.compile(r"<2[^<>]+>")  # data/tokenizer.py, language_tag
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -49,6 +50,17 @@ def never_written(model: ModelFolder) -> list[int]:
 def has_bytes(processor: Any) -> bool:
     """Whether rare characters are spelt in bytes."""
     return any(processor.is_byte(int(processor.piece_to_id(piece))) for piece in BYTE_PIECES)
+
+
+def misfits(model: ModelFolder) -> list[str]:
+    """What of the tokenizer has no place in transformers' own: BPE there forms a piece only by merges, and a tag has
+    none."""
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model.tokenizer))
+    pieces = (processor.id_to_piece(i) for i in range(processor.get_piece_size()))
+    tag = next(filter(_TAG.fullmatch, pieces), None)
+    if tag and has_bytes(processor):
+        return [f"the tokenizer must have no tags of languages or no byte pieces; got both, such as {tag} and <0x00>"]
+    return []
 
 
 def make_json(processor: Any, pattern: str) -> Tokenizer:

@@ -28,6 +28,7 @@ def spieces(tmp_path_factory) -> dict[str, Path]:
     made = {
         "unigram": train_tokenizer(sentences, TokenizerConfig(vocabulary_size=200), ["<2de>"]),
         "bpe": train_tokenizer(sentences, TokenizerConfig(type="bpe", vocabulary_size=520)),
+        "bpe-tags": train_tokenizer(sentences, TokenizerConfig(type="bpe", vocabulary_size=520), ["<2de>"]),
         "lossless": train_tokenizer(DOCUMENTS, LosslessTokenizerConfig(vocabulary_size=420), lossless=True),
         "lossless-bpe": train_tokenizer(
             DOCUMENTS, LosslessTokenizerConfig(type="bpe", vocabulary_size=420), lossless=True

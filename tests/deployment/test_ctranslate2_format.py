@@ -1,16 +1,21 @@
 """A CTranslate2 folder says what the model says, with every option; what CTranslate2 cannot hold is refused."""
 
 import json
+import re
 
 import ctranslate2
 import pytest
 import sentencepiece
+from safetensors.torch import load_file, save_file
 
 from bmscale.data.documents import toy_documents
+from bmscale.data.tokenizer import BOS, PAD
 from bmscale.data.toy import toy_pairs
+from bmscale.deployment.ctranslate2_candidate import LanguageModelCandidate
 from bmscale.deployment.ctranslate2_format import make
 from bmscale.deployment.formats import make_format
 from bmscale.deployment.gate import Examples, compare
+from bmscale.deployment.trained import open_trained
 from bmscale.errors import BadInput
 from bmscale.inference.translator import Translator
 
@@ -72,11 +77,35 @@ def test_decoders_are_exact(make_model, tmp_path, name):
     assert found["log_probabilities"]["max_difference"] < 2e-5
 
 
+def test_decoders_do_not_write_what_is_no_text(make_model, tmp_path):
+    """One of two barred pieces is always the most probable one; both sides then take another."""
+    model = make_model("language_model", "llama", tie_word_embeddings=False)
+    (file,) = model.weights
+    state = load_file(file)
+    head = state["lm_head.weight"]
+    head[BOS], head[PAD] = 20 * head[10], -20 * head[10]
+    save_file(state, file, metadata={"format": "pt"})
+    made = make()
+    made.write(model, tmp_path / "c")
+    candidate = made.open(tmp_path / "c")
+    assert isinstance(candidate, LanguageModelCandidate)
+    lines = [text for _, text in TEXTS]
+    assert not {BOS, PAD} & {token for ids in candidate.greedy_ids(lines) for token in ids}
+    assert compare(model, made, tmp_path / "c", Examples("toy", "", TEXTS))["reasons"] == []
+    assert 'never = [["<s>"], ["<pad>"], ["<unk>"], ["<mask>"]]' in made.usage(model)
+
+
 def test_a_search_for_several_hypotheses_is_the_trained_models(make_model, tmp_path):
-    """The two searches differ in their rules of ending, so that a few may differ; greedy search may not."""
+    """The two searches differ in their rules of ending, so that a few may differ; greedy search may not. References
+    are the trained model's own translations: a search of another kind would score far below 100."""
     model, made, folder = exported(make_model, tmp_path, "translation", "modern", {})
-    found = compare(model, made, folder, Examples("toy", "", PAIRS, PAIRS))
+    sources = [source for source, _ in PAIRS]
+    references = open_trained(model).translate(sources)
+    found = compare(model, made, folder, Examples("toy", "", PAIRS, list(zip(sources, references, strict=True))))
     assert found["reasons"] == []
+    trained, exported_too = found["test"]["metrics"]["bleu"]["systems"]
+    assert trained["score"] == pytest.approx(100)
+    assert exported_too["score"] > 80
     assert found["test"]["search"]["beam_size"] == 3
 
 
@@ -84,10 +113,16 @@ def test_a_search_for_several_hypotheses_is_the_trained_models(make_model, tmp_p
 def test_other_numbers_are_smaller_and_near(make_model, tmp_path, compute_type):
     model, made, folder = exported(make_model, tmp_path, "translation", "modern", {}, compute_type)
     assert made.tolerance is None
-    found = compare(model, made, folder, Examples("toy", "", PAIRS))
+    # Of its own translations a model is sure, and one of other weights is not.
+    sources = [source for source, _ in PAIRS]
+    pairs = list(zip(sources, open_trained(model).greedy(sources), strict=True))
+    found = compare(model, made, folder, Examples("toy", "", pairs))
     assert found["passed"]
     assert 1e-4 < found["log_probabilities"]["max_difference"] < 1.0
     assert abs(found["log_probabilities"]["mean_trained"] - found["log_probabilities"]["mean_exported"]) < 0.05
+    made.write(make_model("translation", "modern", num_decoder_layers=1), tmp_path / "other")
+    other = compare(model, made, tmp_path / "other", Examples("toy", "", pairs))
+    assert re.match(r"the mean log-probability of a token is .* nats lower", other["reasons"][0])
     whole = sum(file.stat().st_size for file in model.weights)
     assert (folder / "model.bin").stat().st_size < 0.7 * whole
 

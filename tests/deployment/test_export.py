@@ -1,6 +1,11 @@
 """The command: what passes is kept with its report, what does not leaves nothing but that."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +55,42 @@ def test_an_export_is_kept_with_report_and_card(make_model, test_file, tmp_path,
     assert "import bmscale" not in card
     assert gate["test"]["metrics"]["bleu"]["signatures"]["bootstrap"] in card
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "test.tsv"]
+    assert report["files"] == sorted(path.name for path in out.iterdir())
+    with (out / "README.md").open("a") as file:
+        file.write("From my corpus.\n")
+    assert main(command) == 2
+    assert "its README.md was edited since it was exported" in capsys.readouterr().err
+    assert (out / "README.md").read_text().endswith("From my corpus.\n")
+
+
+def test_an_export_from_within_the_model_folder_lies_beside_it(make_model, test_file, tmp_path, monkeypatch, capsys):
+    model = make_model("translation", "modern")
+    before = sorted(model.path.iterdir())
+    monkeypatch.chdir(model.path)
+    assert main(["export", ".", "--to", "hf", "--test", str(test_file), "--out", "out"]) == 2
+    assert "must not lie in the model's own folder" in capsys.readouterr().err
+    assert main(["export", ".", "--to", "hf", "--test", str(test_file)]) == 0
+    assert (model.path.parent / f"{model.path.name}-hf" / "export.json").is_file()
+    assert sorted(model.path.iterdir()) == before
+
+
+def test_an_export_that_is_ended_leaves_nothing(make_model, test_file, tmp_path):
+    """Neither files nor processes, when it is told to end while the gate is at work."""
+    model = make_model("translation", "modern")
+    command = ["export", str(model.path), "--to", "hf", "--out", str(tmp_path / "out"), "--test", str(test_file)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from bmscale.cli import main; sys.exit(main())", *command]
+    )
+    gates: list[str] = []
+    deadline = time.monotonic() + 60
+    while not gates and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+        gates = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert gates
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert not any(Path("/proc", gate).exists() for gate in gates)
+    assert os.listdir(tmp_path) == ["test.tsv"]
 
 
 def test_a_broken_export_is_not_kept(make_model, test_file, tmp_path, monkeypatch, capsys):

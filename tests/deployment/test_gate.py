@@ -19,6 +19,7 @@ class Shifted:
     name, suffix = "shifted", ""
 
     def __init__(self, model, tolerance: float | None = 1e-4, *, by: float = 0.0, greedy: str = "", worse: int = 0):
+        """`by`: nats of the last token."""
         self.side, self.tolerance, self.by, self.tail, self.worse = open_trained(model), tolerance, by, greedy, worse
 
     def open(self, target):
@@ -75,6 +76,15 @@ def test_what_is_not_the_model_does_not_pass(changes, reason, model, tmp_path):
     assert allowed["passed"] == (not math.isnan(changes.get("by", 0.0)))
 
 
+def test_quantised_weights_may_lose_little(model, tmp_path):
+    tokens = gate(model, tmp_path)["log_probabilities"]["tokens"]
+    assert gate(model, tmp_path, tolerance=None, by=-0.09 * tokens)["passed"]
+    found = gate(model, tmp_path, tolerance=None, by=-0.11 * tokens)
+    assert found["reasons"] == [
+        "the mean log-probability of a token is 0.11 nats lower than the trained model's; at most 0.1 may be"
+    ]
+
+
 def test_worse_translations_do_not_pass(model, tmp_path):
     # References are the model's own translations, so that those of the artefact can only be worse.
     sources = [source for source, _ in PAIRS] * 4
@@ -91,16 +101,29 @@ def test_worse_translations_do_not_pass(model, tmp_path):
 @pytest.mark.parametrize(
     ("one", "two", "same"),
     [
-        ("a  b", "a b", True),
+        (" a  b", "a b", True),
+        ("ab", "a b", False),
         ("a \u2047 b", "a b", True),
-        ("ab\ufffdc", "ab\ufffd\ufffd\ufffd", True),
+        ("a \u2047 b", "ab", True),
+        ("a \u2047 b", "a c", False),
+        ("ab\ufffd\u00e9 c", "ab\ufffd\ufffd\ufffd c", True),
         ("ac\ufffd", "ab\ufffd", False),
+        ("ab\ufffd c", "ab\ufffd d", False),
+        ("Der alte Mann", "\ufffd", False),
+        ("Der alte Mann", "Der \ufffd", False),
         ("a", "b", False),
     ],
 )
 def test_texts_are_alike_but_for_what_decoders_spell_differently(one, two, same):
     assert alike(one, two) is same
     assert alike(two, one) is same
+
+
+def test_texts_of_a_lossless_tokenizer_are_alike_to_the_letter():
+    assert not alike("a  b", "a b", True)
+    assert not alike("a", "a\n", True)
+    assert not alike("a \u2047 b", "a b", True)
+    assert alike("a\n\ufffd", "a\ufffd\ufffd", True)
 
 
 def test_a_question_comes_back(tmp_path):

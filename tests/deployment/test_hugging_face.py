@@ -13,7 +13,7 @@ from bmscale.data.toy import toy_pairs
 from bmscale.deployment.gate import alike
 from bmscale.deployment.hugging_face import PlainTransformers, code_files, make, standing_alone
 from bmscale.deployment.trained import open_trained
-from bmscale.errors import BmscaleError
+from bmscale.errors import BadInput, BmscaleError
 
 SCALARS = {"embedding_scale": 1.7, "attention_scale": 0.8, "residual_scale": 0.6, "logit_scale": 1.3}
 PAIRS = list(toy_pairs("valid", 12))
@@ -74,6 +74,15 @@ def test_a_model_is_the_same_in_plain_transformers(case, make_model, plain, tmp_
     assert same(plain.greedy(lines), trained.greedy(lines))
     if task == "translation":
         assert same(plain.translate(lines), trained.translate(lines))
+
+
+def test_tags_of_bpe_take_their_tokenizer_along(make_model):
+    """The ids of `<2de>` would be others in a BPE tokenizer of transformers, which has no merges for it."""
+    model = make_model("translation", "gemma", spiece="bpe-tags")
+    assert make().layout_of(model) is None
+    with pytest.raises(BadInput, match=r"no place in layout t5gemma: the tokenizer must have no tags .* such as <2de>"):
+        make("t5gemma").check(model)
+    assert make("t5gemma").layout_of(make_model("translation", "gemma", spiece="bpe")) is not None
 
 
 def same(one: list[str], two: list[str]) -> bool:
