@@ -143,6 +143,12 @@ def test_the_folder_serves_without_bmscale(make_model, tmp_path):
     assert made.describe(folder)["compute_type"] == "float32"
 
 
+def test_a_folder_of_the_home_is_found(make_model, tmp_path, monkeypatch):
+    exported(make_model, tmp_path, "translation", "modern", {})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Translator.from_pretrained("~/c").backend.name == "ctranslate2"
+
+
 def test_what_ctranslate2_does_not_hold_is_refused(make_model, tmp_path):
     for task, preset in (("masked_lm", "eurobert"), ("classification", "eurobert")):
         with pytest.raises(BadInput, match=r"ctranslate2 is for models that write text.*export it to hf"):
