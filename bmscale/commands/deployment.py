@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bmscale.commands.arguments import Commands, add, test_corpus
-from bmscale.deployment.formats import FORMATS
+from bmscale.deployment.formats import FORMATS, flag_of
 from bmscale.errors import BadInput
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def add_export(commands: Commands) -> None:
     )
     parser.add_argument("--licence", metavar="ID", help="for the model card, such as apache-2.0")
     for option, text in {key: text for entry in FORMATS.values() for key, text in entry.options.items()}.items():
-        parser.add_argument(f"--{option}", metavar="VALUE", help=text)
+        parser.add_argument(flag_of(option), metavar="VALUE", help=text)
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bmscale.commands.arguments import Commands, add, add_search, stdin_lines, with_given, write
+from bmscale.commands.arguments import Commands, add, add_search, check_file, stdin_lines, with_given, write
 from bmscale.errors import BadInput
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def _translate(options: argparse.Namespace) -> None:
 
     _check_together(options)
     if options.align is not None:
+        check_file("--align", options.align)
         check_picture(Path(options.align))
     search = vars(with_given(SearchOptions(), options))
     translator = Translator.from_pretrained(

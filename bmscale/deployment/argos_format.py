@@ -46,6 +46,7 @@ class ArgosFormat(CTranslate2Format):
     """`--to argos`."""
 
     name = "argos"
+    library = "argostranslate"
     suffix = ".argosmodel"
 
     def check(self, model: ModelFolder) -> None:
@@ -61,6 +62,18 @@ class ArgosFormat(CTranslate2Format):
         for key in ("source_language", "target_language"):
             if not model.provenance.get(key):
                 raise BadInput(f"{model.path}/provenance.json: {key} must say a language code, such as en, for argos")
+        codes = _codes(model)
+        for code in codes:
+            if not re.fullmatch("[a-z]{2,3}", code):
+                raise BadInput(
+                    f"{model.path}/provenance.json: languages must be codes of two or three letters for argos, which "
+                    f"makes names of files of them; got {code!r:.40}"
+                )
+        if codes[0] == codes[1]:
+            raise BadInput(
+                f"{model.path}/provenance.json: source and target must be two languages for argos, which knows no "
+                f"regions; got {codes[0]} for both"
+            )
 
     def write(self, model: ModelFolder, target: Path) -> None:
         """Write the archive. Raises BadInput where `target` exists, and as `check` does."""
@@ -87,8 +100,7 @@ class ArgosFormat(CTranslate2Format):
                 raise
 
     def _metadata(self, model: ModelFolder) -> dict[str, Any]:
-        given = [str(model.provenance[key]) for key in ("source_language", "target_language")]
-        codes = [re.split("[-_]", code)[0].lower() for code in given]
+        codes = _codes(model)
         names = [_NAMES.get(code, code) for code in codes]
         return {
             "package_version": "1.0",
@@ -129,6 +141,12 @@ text as training did (Unicode NFC, single spaces), and writes an underscore as a
     def describe(self, target: Path) -> dict[str, Any]:
         """What the report says of the archive."""
         return {**super().describe(target), "layout": "Argos package, CTranslate2", "argos_version": ARGOS_VERSION}
+
+
+def _codes(model: ModelFolder) -> list[str]:
+    """Of source and target, without region and script."""
+    given = [str(model.provenance[key]) for key in ("source_language", "target_language")]
+    return [re.split("[-_]", code)[0].lower() for code in given]
 
 
 def make(**options: str) -> ArgosFormat:

@@ -20,7 +20,7 @@ def export_card(
         ("Limits", _limits(model)),
         ("Licence", _licence(licence)),
     ]
-    header = {"tags": f"[{tags}]", "license": licence or "unknown"}
+    header = {"library_name": made.library, "tags": f"[{tags}]", "license": licence or "unknown"}
     return model_card(name, model.provenance, model.task, header=header, use=made.usage(model), sections=sections)
 
 

@@ -44,6 +44,7 @@ class CTranslate2Format:
     """`--to ctranslate2`."""
 
     name = "ctranslate2"
+    library = "ctranslate2"
     suffix = ""
 
     def __init__(self, compute_type: str = "float32") -> None:

@@ -46,6 +46,8 @@ class Format(Protocol):
     """One `--to FORMAT` with its options. A module of FORMATS has `make(**options)`, options being strings or None."""
 
     name: str
+    library: str
+    """The package that opens it, as the model card names it."""
     tolerance: float | None
     """How far log-probabilities may lie apart; None for quantised weights, whose loss is reported and not judged, and
     whose greedy outputs may differ."""
@@ -80,7 +82,7 @@ class Entry:
     text: str
     """What the artefact is, for --help."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """The options of `make`, which the command line takes as `--OPTION`, each with its help."""
+    """The options of `make`, which the command line takes as `flag_of` spells them, each with its help."""
 
 
 FORMATS: Mapping[str, Entry] = {
@@ -109,6 +111,11 @@ FORMATS: Mapping[str, Entry] = {
 """The formats by their names."""
 
 
+def flag_of(option: str) -> str:
+    """As the command line spells it."""
+    return f"--{option.replace('_', '-')}"
+
+
 def make_format(name: str, options: Mapping[str, str | None] | None = None) -> Format:
     """The format with its options (those that are None are left to it).
 
@@ -120,6 +127,7 @@ def make_format(name: str, options: Mapping[str, str | None] | None = None) -> F
     given = {option: value for option, value in (options or {}).items() if value is not None}
     for option in given:
         if option not in entry.options:
-            raise BadInput(f"--{option}: is no option of --to {name}, which has {', '.join(entry.options) or 'none'}")
+            names = ", ".join(map(flag_of, entry.options)) or "none"
+            raise BadInput(f"{flag_of(option)}: is no option of --to {name}, which has {names}")
     made: Format = importlib.import_module(entry.module).make(**given)
     return made

@@ -159,16 +159,16 @@ def alike(one: str, two: str, is_lossless: bool = False) -> bool:
 
     Bytes that are no characters: one decoder writes U+FFFD for each, another for each byte of the whole run, be some of
     them characters; so a run of U+FFFD and what may be spelt in bytes beside it counts as one sign, which both must
-    have at the same place. Where the tokenizer is not lossless, also the number of spaces, and the sign of an unknown
-    piece (or nothing) with or without a space around it.
+    have at the same place. Where the tokenizer is not lossless, also the number of spaces, and the signs of unknown
+    pieces (or nothing) with or without spaces around them.
     """
     one, two = (_NO_CHARACTERS.sub("\ufffd", text) for text in (one, two))
     if is_lossless:
         return one == two
     for a, b in ((one, two), (two, one)):
-        known = [" ".join(part.split()) for part in a.split("\u2047")]
-        pattern = r"\s*\u2047?\s*".join(map(re.escape, known))
-        if re.fullmatch(pattern, " ".join(b.split()).strip()):
+        # What stands between unknown pieces has a letter or more, so that there is one way to match.
+        known = re.split(r"\s*\u2047[\s\u2047]*", " ".join(a.split()))
+        if re.fullmatch(r"[\s\u2047]*".join(map(re.escape, known)), " ".join(b.split())):
             return True
     return False
 

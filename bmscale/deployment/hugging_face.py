@@ -51,6 +51,7 @@ class HuggingFace:
     """See the module, and `formats.Format`."""
 
     name = "hf"
+    library = "transformers"
     tolerance: float | None = FLOAT32_TOLERANCE
     suffix = ""
 

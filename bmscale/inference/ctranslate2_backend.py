@@ -6,7 +6,7 @@ search never makes them. Greedy search is the same in both.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from bmscale.inference.prefix import Prefix
 from bmscale.inference.search import SearchOptions, check_search
 
 _LENGTH_CLASS = 16  # tokens
+_MOST_SLOTS = 8192  # of a batch of forced tokens, both sides together
 
 
 class CTranslate2Backend:
@@ -112,6 +113,8 @@ class CTranslate2Backend:
             return [[[]] for _ in rows]
         if prefixes:
             self._check_lengths([[*prefix, EOS] for prefix in prefixes])
+        if self._longest is not None:  # the room behind a prefix ends with the table
+            limit = min(limit, self._longest)
         found = self.translator.translate_batch(
             [self._tokens(sources[row]) for row in rows],
             None if prefixes is None else [self._tokens(prefix) for prefix in prefixes],
@@ -162,9 +165,9 @@ class CTranslate2Backend:
         self, sources: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]]
     ) -> list[np.ndarray]:
         """See `Backend`."""
-        self._check_lengths(sources)
+        self._check_lengths([*sources, *([*prefix, EOS] for prefix in prefixes)])
         found: list[np.ndarray] = [np.zeros(0)] * len(sources)
-        for length, rows in _grouped(range(len(sources)), lambda row: len(prefixes[row])):
+        for length, rows in _batches(range(len(sources)), sources, [len(prefix) for prefix in prefixes]):
             answers = self.translator.translate_batch(
                 [self._tokens(sources[row]) for row in rows],
                 [self._tokens(prefixes[row]) for row in rows],
@@ -204,7 +207,7 @@ class CTranslate2Backend:
         self._check_lengths([*sources, *targets])
         found = [np.zeros((len(target) - 1, len(source) - 1)) for source, target in zip(sources, targets, strict=True)]
         wanted = [row for row, matrix in enumerate(found) if matrix.size]
-        for length, rows in _grouped(wanted, lambda row: len(targets[row]) - 1):
+        for length, rows in _batches(wanted, sources, [len(target) - 1 for target in targets]):
             answers = self.translator.translate_batch(
                 [self._tokens(sources[row]) for row in rows],
                 [self._tokens(targets[row]) for row in rows],
@@ -245,6 +248,19 @@ def _grouped(rows: Iterable[int], key: Callable[[int], Any]) -> Iterable[tuple[A
     for row in rows:
         groups[key(row)].append(row)
     return groups.items()
+
+
+def _batches(
+    rows: Iterable[int], sources: Sequence[Sequence[int]], lengths: Sequence[int]
+) -> Iterator[tuple[int, list[int]]]:
+    """Rows whose forced tokens are equally many, which `lengths` counts, in batches of a bounded number of slots of
+    both sides: of each step the engine keeps all logits, or the attention of every source token."""
+    for length, alike in _grouped(rows, lengths.__getitem__):
+        alike.sort(key=lambda row: len(sources[row]), reverse=True)
+        while alike:
+            most = max(1, _MOST_SLOTS // (len(sources[alike[0]]) + length + 1))
+            yield length, alike[:most]
+            alike = alike[most:]
 
 
 def _device(device: str) -> tuple[str, int]:

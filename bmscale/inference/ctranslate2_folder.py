@@ -53,7 +53,8 @@ def import_ctranslate2() -> Any:
 
 def is_ctranslate2_folder(path: str | Path) -> bool:
     """Whether a folder is CTranslate2's, rather than one of transformers: by the names of its files alone."""
-    return (Path(path) / MODEL).is_file() and not (Path(path) / "tokenizer_config.json").exists()
+    path = Path(path).expanduser()
+    return (path / MODEL).is_file() and not (path / "tokenizer_config.json").exists()
 
 
 def open_ctranslate2_folder(path: str | Path, kind: str = TRANSLATOR) -> CTranslate2Folder:
@@ -62,7 +63,7 @@ def open_ctranslate2_folder(path: str | Path, kind: str = TRANSLATOR) -> CTransl
     Raises BadInput, naming the file and what to do, for one that is missing, damaged, of another kind of model, or not
     written by bmscale.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         for name in (MODEL, CONFIG, TOKENIZER_FILE, PROVENANCE):
             if not (path / name).is_file():

@@ -208,13 +208,14 @@ class Translator:
 
         `prefixes` has one beginning for each text, which its translation then has to the letter (normalised as texts
         are); an empty one leaves the search free. A prefix is of whole words: what follows its last letter does not
-        lengthen the word, except in a language without spaces. It may be longer than any limit. The prefix of a text
-        that is split is that of its first part, and that of an empty text all of its translation. `prefix` is one for
-        all texts.
+        lengthen the word, except in a language without spaces. It may be longer than any limit but the table of
+        positions that sinusoids have in CTranslate2. The prefix of a text that is split is that of its first part, and
+        that of an empty text all of its translation. `prefix` is one for all texts.
 
         With `n_best` or `alternatives` the answer is that of `translate_n_best` or `translate_alternatives`.
 
-        Raises BadInput for an option that cannot be used, or another number of prefixes than texts.
+        Raises BadInput for an option that cannot be used, another number of prefixes than texts, or a prefix that is
+        longer than such a table.
         """
         if (prefix is not None and prefixes is not None) or (n_best is not None and alternatives is not None):
             raise BadInput("give prefix or prefixes, and n_best or alternatives; got both")
@@ -297,8 +298,12 @@ class Translator:
         search) they take.
 
         The sentences of a line (sentences.py) are translated each by itself and joined again; line breaks, blank lines
-        and the white space before a line stay as they are.
+        and the white space before a line stay as they are. Raises BadInput as `translate` does, and for `n_best` and
+        `alternatives`, which are of one sentence.
         """
+        for name in ("n_best", "alternatives"):
+            if options.get(name) is not None:
+                raise BadInput(f"{name}: is of one sentence, and a document has many; give it to translate")
         if isinstance(texts, str):
             raise BadInput("texts: must be a list of documents; got one string: put it in a list")
         documents = [Document(text, self.source_language) for text in texts]

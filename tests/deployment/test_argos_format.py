@@ -76,6 +76,7 @@ def test_the_gate_passes(package):
     found = compare(model, made, archive, Examples("toy", "", PAIRS))
     assert found["reasons"] == []
     assert "install_from_path" in made.usage(model)
+    assert made.library == "argostranslate"
 
 
 def test_what_argos_has_no_place_for_is_refused(make_model, spieces, package, tmp_path):
@@ -90,6 +91,12 @@ def test_what_argos_has_no_place_for_is_refused(make_model, spieces, package, tm
             {"source_language": "en", "target_language": "de", "language_tags": ["de"]},
             "finds its language in a",
         ),
+        (
+            "regions",
+            {"source_language": "en_GB", "target_language": "en-US"},
+            "two languages .* got en for both",
+        ),
+        ("paths", {"source_language": "en", "target_language": "../../x"}, "codes of two or three letters"),
         ("none", {"source_language": "en"}, "target_language must say a language code"),
     ):
         weights = load_model(model)

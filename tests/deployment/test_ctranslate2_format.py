@@ -83,7 +83,8 @@ def test_decoders_do_not_write_what_is_no_text(make_model, tmp_path):
     (file,) = model.weights
     state = load_file(file)
     head = state["lm_head.weight"]
-    head[BOS], head[PAD] = 20 * head[10], -20 * head[10]
+    row = head[head.norm(dim=1).argmax()].clone()
+    head[BOS], head[PAD] = 20 * row, -20 * row
     save_file(state, file, metadata={"format": "pt"})
     made = make()
     made.write(model, tmp_path / "c")
@@ -141,6 +142,12 @@ def test_the_folder_serves_without_bmscale(make_model, tmp_path):
     assert all(agreeing)
     assert "spiece.model" in made.usage(model)
     assert made.describe(folder)["compute_type"] == "float32"
+
+
+def test_a_folder_of_the_home_is_found(make_model, tmp_path, monkeypatch):
+    exported(make_model, tmp_path, "translation", "modern", {})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Translator.from_pretrained("~/c").backend.name == "ctranslate2"
 
 
 def test_what_ctranslate2_does_not_hold_is_refused(make_model, tmp_path):

@@ -129,6 +129,7 @@ def test_a_broken_export_is_not_kept(make_model, test_file, tmp_path, monkeypatc
         (["--to", "hf", "--sentences", "0"], "--sentences: must be at least 1; got 0"),
         (["--to", "hf", "--test", "nowhere.tsv"], "nowhere.tsv"),
         (["--to", "hf"], "is in no run folder, so no test set is known; give --test FILE"),
+        (["--to", "hf", "--compute-type", "int8"], "--compute-type: is no option of --to hf, which has --layout"),
         (["--to", "hf", "--out", "taken"], "taken: exists and is no export"),
     ],
 )  # fmt: skip

@@ -106,6 +106,8 @@ def test_worse_translations_do_not_pass(model, tmp_path):
         ("a \u2047 b", "a b", True),
         ("a \u2047 b", "ab", True),
         ("a \u2047 b", "a c", False),
+        ("\u2047 b \u2047 \u2047 ", "b", True),
+        (" \u2047 " * 200, " \u2047 " * 200 + "x", False),
         ("ab\ufffd\u00e9 c", "ab\ufffd\ufffd\ufffd c", True),
         ("ac\ufffd", "ab\ufffd", False),
         ("ab\ufffd c", "ab\ufffd d", False),

@@ -8,6 +8,7 @@ import torch
 
 from bmscale.data.tokenizer import EOS
 from bmscale.errors import BadInput
+from bmscale.inference import ctranslate2_backend
 from bmscale.inference.alignment import Alignment, draw_alignments
 from bmscale.inference.alternatives import next_tokens
 from bmscale.inference.ctranslate2_backend import CTranslate2Backend
@@ -214,6 +215,9 @@ def test_documents_keep_their_lines(wild):
         ]  # fmt: skip
     with pytest.raises(BadInput, match="give prefixes without paragraphs"):
         next(wild.torch.translate_stream(["a"], prefixes=["b"], paragraphs=True))
+    for name in ("n_best", "alternatives"):
+        with pytest.raises(BadInput, match=f"{name}: is of one sentence"):
+            next(wild.torch.translate_stream(["a"], paragraphs=True, **{name: 2}))
 
 
 def test_long_lines_are_split_for_ctranslate2_too(wild):
@@ -263,6 +267,38 @@ def test_a_table_of_positions_ends(wild, trained, tmp_path):
             ask([LINES[-1]], ["goat"])
     with pytest.raises(BadInput, match="must have at most 12 tokens"):
         two.translate(["goat"], prefix=LINES[-1])
+    with pytest.raises(BadInput, match="must have at most 12 tokens"):
+        two.translate(["goat"], prefix=LINES[-1], alternatives=2)
+    never = torch.zeros(100, dtype=torch.bool)
+    for length in range(1, 12):  # near the end of the table a prefix has less room behind it than it is granted
+        prefix = Prefix("", (9,) * length, ends_a_word=False)
+        for beam_size in (1, 3):
+            ((found,),) = two.backend.search([[9, 8, EOS]], 1, SearchOptions(beam_size), [prefix], never)
+            assert tuple(found[:length]) == prefix.ids
+            assert len(found) < 12
+        assert two.backend.next_log_probabilities([[9, 8, EOS]], [prefix.ids])[0].shape == (100,)
+    with pytest.raises(BadInput, match="must have at most 12 tokens"):
+        two.backend.next_log_probabilities([[9, 8, EOS]], [(9,) * 12])
+
+
+def test_batches_of_forced_tokens_are_bounded(wild, monkeypatch):
+    lines = [line for line in LINES if line.strip()] * 2
+    backend = wild.ctranslate2.backend
+    sources, given = wild.torch._pairs(lines, wild.torch.translate(lines, beam_size=1))
+    rows = [row for row, source in enumerate(sources) if len(source) > 1]
+    sources, given = [sources[row] for row in rows], [given[row] for row in rows]
+    before = backend.attention(sources, given), backend.next_log_probabilities(sources, [[9, 8]] * len(sources))
+    monkeypatch.setattr(ctranslate2_backend, "_MOST_SLOTS", 24)
+    after = backend.attention(sources, given), backend.next_log_probabilities(sources, [[9, 8]] * len(sources))
+    for ones, twos in zip(before, after, strict=True):
+        for one, two in zip(ones, twos, strict=True):
+            np.testing.assert_allclose(one, two, atol=2e-5)
+    lengths = [len(ids) for ids in given]
+    batches = list(ctranslate2_backend._batches(range(len(sources)), sources, lengths))
+    assert sorted(row for _, rows in batches for row in rows) == list(range(len(sources)))
+    for length, rows in batches:
+        widest = max(len(sources[row]) for row in rows)
+        assert len(rows) == 1 or len(rows) * (widest + length + 1) <= 24
 
 
 def test_the_command_takes_either_folder(wild, run, tmp_path):
