@@ -374,7 +374,8 @@ def test_interrupted_runs_end_with_their_workers(settings, tmp_path, sign, every
     """Ctrl-C goes to the whole process group; a kill to the parent alone."""
     script = tmp_path / "run.py"
     script.write_text(
-        "import sys, json\n"
+        "import sys, json, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored\n"
         "from bmscale.data import prepare as module\n"
         "module.CHUNK_PAIRS = 64\n"
         "def endless(corpus, *_):\n"
