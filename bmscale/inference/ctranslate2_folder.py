@@ -6,7 +6,6 @@ Nothing in it is a pickle: `model.bin` is CTranslate2's own format, and its firs
 reads it.
 """
 
-import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from bmscale.data.tokenizer import Tokenizer
 from bmscale.errors import BadInput
+from bmscale.model.folder import read_json
 
 MODEL, CONFIG, TOKENIZER_FILE, PROVENANCE = "model.bin", "config.json", "spiece.model", "provenance.json"
 COMPUTE_TYPES = (
@@ -71,7 +71,7 @@ def open_ctranslate2_folder(path: str | Path, kind: str = TRANSLATOR) -> CTransl
                     f"{path / name}: missing; a CTranslate2 folder must have it: write it with bmscale export --to "
                     "ctranslate2, or copy it again as a whole"
                 )
-        provenance, config = _read_json(path / PROVENANCE), _read_json(path / CONFIG)
+        provenance, config = read_json(path / PROVENANCE), read_json(path / CONFIG)
         found = kind_of(path)
     except OSError as error:
         raise BadInput(f"{error.filename or path}: cannot be read: {error.strerror}") from None
@@ -106,13 +106,3 @@ def kind_of(folder: Path) -> str:
         if version <= 6 and 1 < length < 48 and name.isalnum():
             return name.decode("ascii")
     raise BadInput(f"{path}: damaged, or no CTranslate2 model: its first bytes are not those of one; copy it again")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: damaged: it must be JSON ({error}); copy the folder again") from None
-    if not isinstance(value, dict):
-        raise BadInput(f"{path}: damaged: it must hold a JSON object; copy the folder again")
-    return value

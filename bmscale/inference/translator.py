@@ -90,8 +90,12 @@ class Translator:
         self.max_source_tokens = max_source_tokens
         self._longest = max(2, max_source_tokens - len(self._tag))
         language = re.split("[-_]", target_language or "")[0].lower()
-        self._joint = "" if language in LANGUAGES_WITHOUT_SPACES else " "
-        self._prefixes = Prefixes(tokenizer, spaces=bool(self._joint))
+        self.joint = "" if language in LANGUAGES_WITHOUT_SPACES else " "
+        self._prefixes = Prefixes(tokenizer, spaces=bool(self.joint))
+
+    def split(self, text: str) -> list[str]:
+        """A text, normalised, as the parts that are searched one by one; their translations are joined by `joint`."""
+        return split_source(normalise(text), self.tokenizer, self._longest)
 
     @property
     def model(self) -> Any:
@@ -233,7 +237,7 @@ class Translator:
         found = self.backend.search(sources, 1, options, heads, self._prefixes.continuing_V)
         for owner, head, hypotheses in zip(owners, heads, found, strict=True):
             parts[owner].append(self._text(hypotheses[0], head))
-        return [self._joint.join(filter(None, translated)) for translated in parts]
+        return [self.joint.join(filter(None, translated)) for translated in parts]
 
     def translate_n_best(
         self, texts: Sequence[str], n: int, *, prefixes: Sequence[str] | None = None, **search: Any
@@ -309,7 +313,7 @@ class Translator:
         documents = [Document(text, self.source_language) for text in texts]
         flat = [sentence for document in documents for sentence in document.sentences]
         translated = iter(self.translate(flat, **options))
-        return [document.written([next(translated) for _ in document.sentences], self._joint) for document in documents]
+        return [document.written([next(translated) for _ in document.sentences], self.joint) for document in documents]
 
     def align(self, sources: Sequence[str], targets: Sequence[str]) -> list[Alignment]:
         """Which pieces of its source each piece of a target looks at, for each pair (see `Backend.attention`).
@@ -363,16 +367,17 @@ class Translator:
         owners: list[int] = []
         heads: list[Prefix] = []
         for owner, ids in enumerate(self.tokenizer.encode_batch([normalise(text) for text in texts])):
-            pieces = (
-                [ids]
-                if len(ids) <= self._longest
-                else split_source(normalise(texts[owner]), self.tokenizer, self._longest)
-            )
+            pieces = [ids] if len(ids) <= self._longest else [self._fitting(part) for part in self.split(texts[owner])]
             # A text without content stays one: a tag alone would be translated.
             sources.extend([*self._tag, *piece] if len(piece) > 1 else piece for piece in pieces)
             owners.extend([owner] * len(pieces))
             heads.extend([begun[owner], *([Prefix()] * (len(pieces) - 1))])
         return sources, owners, heads
+
+    def _fitting(self, part: str) -> list[int]:
+        """Its ids; cut where one character is spelt in more than the model takes."""
+        ids = self.tokenizer.encode(part)
+        return ids if len(ids) <= self._longest else [*ids[: self._longest - 1], EOS]
 
     def _text(self, ids: list[int], prefix: Prefix) -> str:
         text = self._prefixes.text_of(ids, prefix) if prefix.ids else self.tokenizer.decode(ids)
@@ -404,7 +409,7 @@ class Translator:
         joined = []
         for k in range(max(map(len, parts))):
             chosen = [part[min(k, len(part) - 1)] for part in parts]
-            text = self._joint.join(filter(None, (hypothesis.text for hypothesis in chosen)))
+            text = self.joint.join(filter(None, (hypothesis.text for hypothesis in chosen)))
             joined.append(Hypothesis(text, sum(hypothesis.score for hypothesis in chosen)))
         return joined
 

@@ -310,14 +310,14 @@ def open_model_folder(path: str | Path, task: str | None = "translation") -> Mod
 def _open(path: Path, task: str | None) -> ModelFolder:
     _check_folder(path)
     _check_files(path, CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILE, PROVENANCE)
-    provenance = _read_json(path / PROVENANCE)
+    provenance = read_json(path / PROVENANCE)
     _check_provenance(path / PROVENANCE, provenance)
-    _read_json(path / TOKENIZER_CONFIG)
+    read_json(path / TOKENIZER_CONFIG)
     weights, found = _read_weights(path)
     config = _read_config(path / CONFIG, tensors=len(found), size=sum(file.stat().st_size for file in weights))
     if _check_task(path / CONFIG, config, task).writes:
         _check_files(path, GENERATION)
-        _read_json(path / GENERATION)
+        read_json(path / GENERATION)
     _check_tokenizer(path / TOKENIZER_FILE, config, provenance)
     try:
         shapes, aliases = _expected(config)
@@ -395,7 +395,8 @@ def _hint(file: Path, folder: Path) -> str:
     return f"; give its folder, {folder}" if file.is_file() else ""
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a folder. Raises BadInput for anything else."""
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -437,7 +438,7 @@ def _check_sizes(path: Path, values: dict[str, Any], tensors: int, size: int) ->
 
 
 def _read_config(path: Path, tensors: int, size: int) -> Any:
-    values = _read_json(path)
+    values = read_json(path)
     model_type = values.get("model_type")
     _check_sizes(path, values, tensors, size)
     try:
@@ -479,7 +480,7 @@ def _read_weights(folder: Path) -> tuple[tuple[Path, ...], Shapes]:
         pickled = next(iter(sorted(folder.glob("*.bin"))), None)
         hint = f"; {pickled.name} is a pickle, which is never loaded" if pickled else ": copy the whole folder again"
         raise BadInput(f"{folder / WEIGHTS}: missing, and so is {INDEX}{hint}")
-    where = _read_json(index).get("weight_map")
+    where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
         raise BadInput(f"{index}: damaged: weight_map must name a file for each tensor; copy the folder again")
     files = {file: folder / file for file in sorted(set(where.values()))}

@@ -1,27 +1,23 @@
 """The models that are served: opened from their folders, each with its queue."""
 
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bmscale.data.clean import normalise
 from bmscale.data.framing import document_ids
 from bmscale.deployment.serving.batching import Batcher, BatchLimits, Observer, Unit
 from bmscale.errors import BadInput
 from bmscale.inference.ctranslate2_folder import is_ctranslate2_folder, open_ctranslate2_folder
 from bmscale.inference.generator import Generation, Generator
 from bmscale.inference.sampling import SamplingOptions
-from bmscale.inference.segments import segments
 from bmscale.inference.translator import SearchOptions, Translator
 from bmscale.model.folder import open_model_folder
 
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"}
 _PICKLE_STARTS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
-_NO_SPACES = {"zh", "ja", "th", "lo", "km", "my", "bo"}
 
 ObserverOf = Callable[[str], Observer]
 
@@ -75,8 +71,6 @@ class TranslationModel:
         targets = translator.tagged_languages or (str(translator.target_language),)
         self._translators = {target: translator.into(target) for target in targets}
         self._tokenizer = translator.tokenizer
-        # The tag of the target language is a token of the source.
-        self._longest = max(2, translator.max_source_tokens - bool(translator.tagged_languages))
         self.batcher = Batcher(name, self._run, limits, observer(name) if observer else None)
 
     @property
@@ -84,14 +78,13 @@ class TranslationModel:
         """Languages that it translates into."""
         return list(self._translators)
 
-    @staticmethod
-    def joint(target: str) -> str:
+    def joint(self, target: str) -> str:
         """What stands between two sentences."""
-        return "" if re.split("[-_]", target)[0].lower() in _NO_SPACES else " "
+        return self._translators[target].joint
 
     def split(self, text: str) -> list[str]:
         """A text as parts that are one search each."""
-        return segments(self._tokenizer, normalise(text), self._longest)
+        return next(iter(self._translators.values())).split(text)  # all have tags of the same length
 
     def units(self, parts: Sequence[str], target: str, n: int) -> list[Unit]:
         """Work for the queue: its results are lists of at most n texts, best first."""

@@ -17,6 +17,7 @@ from bmscale.deployment.formats import make_format
 from bmscale.deployment.serving.batching import BatchLimits
 from bmscale.deployment.serving.limits import Keys, Limits
 from bmscale.deployment.serving.models import Models, TranslationModel
+from bmscale.inference.parts import split_source
 from bmscale.inference.translator import Translator
 from bmscale.model.folder import open_model_folder
 from tests.deployment.serving.conftest import GREEDY, SENTENCES, Running, served, served_folders
@@ -194,7 +195,7 @@ class Instant:
 
     tagged_languages = ()
     target_language = "de"
-    max_source_tokens = 40
+    joint = " "
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -205,6 +206,9 @@ class Instant:
 
     def into(self, target: str) -> "Instant":
         return self
+
+    def split(self, text: str) -> list[str]:
+        return split_source(text, self.tokenizer, 40)
 
     def translate(self, texts: list[str], **_: Any) -> list[str]:
         self.texts += texts
