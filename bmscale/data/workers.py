@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
+from types import FrameType
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -99,10 +100,20 @@ def _interrupts_held() -> Iterator[None]:
         return
     resource_tracker.ensure_running()  # which else unblocks it when the first process starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit the mask
+    # Where this thread blocks it, another thread of the process takes it, and Python answers it here all the same.
+    handler = signal.getsignal(signal.SIGINT)
+    came: list[tuple[int, FrameType | None]] = []
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:
+        signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)
+        if came and callable(handler):
+            handler(*came[0])
 
 
 def _follow_parent() -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -81,18 +82,28 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-def test_an_interrupt_while_processes_start_comes_afterwards():
+@pytest.mark.parametrize("threads", [0, 2])  # another thread takes a signal that the main thread blocks
+def test_an_interrupt_while_processes_start_comes_afterwards(threads):
     reached = []
+    done = threading.Event()
+    others = [threading.Thread(target=done.wait) for _ in range(threads)]
 
     def start() -> None:
         with _interrupts_held():
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
             reached.append(True)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored
+    for other in others:
+        other.start()
     try:
         with pytest.raises(KeyboardInterrupt):
             start()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+        done.set()
+        for other in others:
+            other.join()
     assert reached
