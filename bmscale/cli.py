@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bmscale import __version__, errors
-from bmscale.commands import deployment, evaluation, inference, planning, serving, training
+from bmscale.commands import deployment, evaluation, inference, planning, scaling, serving, training
 from bmscale.commands.arguments import EXIT_CODES
 from bmscale.errors import BadInput, BmscaleError
 
@@ -85,4 +85,5 @@ def build_parser() -> argparse.ArgumentParser:
     inference.add_predict(commands)
     deployment.add_export(commands)
     serving.add_serve(commands)
+    scaling.add_scaling(commands)
     return parser

@@ -19,7 +19,7 @@ FLOORS = [
     {"evaluation"},
     {"planning"},
     {"training", "deployment", "cluster"},
-    {"benchmark", "doctor"},
+    {"benchmark", "doctor", "scaling"},
     {"commands"},
     {"cli"},
     {"__main__"},
