@@ -52,6 +52,9 @@ def add_serve(commands: Commands) -> None:
     bounds.add_argument("--max-characters", type=int, metavar="N", help="of its texts (default: 50000)")
     bounds.add_argument("--max-requests", type=int, metavar="N", help="at the same time (default: 512)")
     bounds.add_argument(
+        "--max-connections", type=int, metavar="N", help="open, also those that ask for nothing (default: 1024)"
+    )
+    bounds.add_argument(
         "--requests-per-minute", type=float, metavar="N", help="of one key or address (default: as many as come)"
     )
     bounds.add_argument("--timeout", type=float, metavar="SECONDS", help="for its answer (default: 60)")
@@ -84,7 +87,7 @@ def _serve(options: argparse.Namespace) -> None:
         if keys is None and not is_loopback(bound):
             log.warning("anyone who reaches %s can use the server; --api-keys FILE asks for a key", options.host)
         service = Service(models, limits, keys, metrics)
-        run(make_app(service, options.allow_origin), bound, limits.timeout_seconds)
+        run(make_app(service, options.allow_origin), bound, limits)
         log.info("everything that was accepted is answered")
 
 
@@ -96,6 +99,7 @@ def _limits(options: argparse.Namespace) -> tuple["Limits", "BatchLimits"]:
     of_request = {
         "max_characters": options.max_characters,
         "max_requests": options.max_requests,
+        "max_connections": options.max_connections,
         "requests_per_minute": options.requests_per_minute,
         "timeout_seconds": options.timeout,
     }

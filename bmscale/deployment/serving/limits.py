@@ -37,6 +37,8 @@ class Limits:
     """A request that has no answer by then, the reading of its body included, gets 408 or 503."""
     max_requests: int = 512
     """Requests that are read or answered at the same time."""
+    max_connections: int = 1_024
+    """Connections that are open, those included that ask for nothing."""
     requests_per_minute: float = float("inf")
     """Of one key, or of one address without keys; a minute's may come at once."""
 

@@ -1,15 +1,19 @@
 """A server as a process: its socket, its signals, its end."""
 
+import asyncio
 import contextlib
 import ipaddress
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from bmscale.deployment.serving.connections import Connection, RareErrors, affordable, connections_of
+from bmscale.deployment.serving.limits import Limits
 from bmscale.errors import BadInput
 
 log = logging.getLogger("bmscale")
@@ -41,6 +45,9 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -48,21 +55,32 @@ class _Server(uvicorn.Server):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(RareErrors())
+        await super().startup(sockets)
 
-def run(app: ASGIApp, bound: socket.socket, timeout_seconds: float) -> None:
-    """Serve until SIGTERM or Ctrl-C; then take no more, answer what was accepted, and return. A second Ctrl-C does not
-    wait for that."""
+
+def make_server(app: ASGIApp, limits: Limits, patience_seconds: float = Connection.patience_seconds) -> uvicorn.Server:
+    """A server that is not running yet; `patience_seconds` are those of `Connection`."""
     config = uvicorn.Config(
         app,
+        http=connections_of(affordable(limits.max_connections), patience_seconds),
         access_log=False,  # it would have the query, which may be text
         log_config=None,
-        log_level="warning",
+        log_level="error",  # there is a warning for every request that is no HTTP
         server_header=False,
         proxy_headers=False,  # a client could call itself by any address
         ws="none",
         lifespan="on",
-        timeout_graceful_shutdown=int(timeout_seconds) + 5,
+        timeout_graceful_shutdown=int(limits.timeout_seconds) + 5,
     )
+    return _Server(config)
+
+
+def run(app: ASGIApp, bound: socket.socket, limits: Limits) -> None:
+    """Serve until SIGTERM or Ctrl-C; then take no more, answer what was accepted, and return. A second Ctrl-C does not
+    wait for that."""
+    server = make_server(app, limits)
     host, port = bound.getsockname()[:2]
     log.info("serving on http://%s:%d (Ctrl-C or SIGTERM ends it)", f"[{host}]" if ":" in host else host, port)
-    _Server(config).run(sockets=[bound])
+    server.run(sockets=[bound])

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-import uvicorn
 
-from bmscale.data.tokenizer import TokenizerConfig, train_tokenizer
+from bmscale.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from bmscale.deployment.serving.batching import BatchLimits
 from bmscale.deployment.serving.limits import Keys, Limits
 from bmscale.deployment.serving.metrics import Metrics
-from bmscale.deployment.serving.models import Models, open_models
+from bmscale.deployment.serving.models import Models, TranslationModel, open_models
+from bmscale.deployment.serving.running import make_server
 from bmscale.deployment.serving.server import Service, make_app
+from bmscale.inference.parts import split_source
 from bmscale.inference.translator import SearchOptions
 from bmscale.model.config import EncoderDecoderConfig
 from bmscale.model.encoder_decoder import EncoderDecoderForConditionalGeneration
@@ -40,6 +41,11 @@ def spiece(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("serving") / "spiece.model"
     path.write_bytes(train_tokenizer(SENTENCES, TokenizerConfig(type="bpe", vocabulary_size=340)))
     return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(spiece) -> Tokenizer:
+    return Tokenizer.load(spiece)
 
 
 def write_translation_model(folder: Path, spiece: Path, seed: int, provenance: dict[str, Any]) -> Path:
@@ -93,21 +99,70 @@ def writer(spiece, tmp_path_factory) -> Path:
     return folder
 
 
+class Instant:
+    """A Translator that answers in capitals, and not before it may."""
+
+    tagged_languages = ()
+    target_language = "de"
+    joint = " "
+
+    def __init__(self, tokenizer: Any, longest: int) -> None:
+        self.tokenizer, self._longest = tokenizer, longest
+        self.may_run = threading.Event()
+        self.may_run.set()
+        self.texts: list[str] = []
+        self.fails = False
+
+    def into(self, target: str) -> "Instant":
+        return self
+
+    def split(self, text: str) -> list[str]:
+        return split_source(text, self.tokenizer, self._longest) if self._longest else [text]
+
+    def translate(self, texts: list[str], **_: Any) -> list[str]:
+        self.texts += texts
+        assert self.may_run.wait(20)
+        if self.fails:
+            raise ValueError(f"cannot translate {texts}")
+        return [text.upper() for text in texts]
+
+
+def instant_model(tokenizer: Any, limits: BatchLimits | None = None, longest: int = 40) -> TranslationModel:
+    """A model that answers at once; its texts are split at so many tokens, at 0 not at all."""
+    translator: Any = Instant(tokenizer, longest)
+    return TranslationModel("instant", translator, "en", search=GREEDY, limits=limits)
+
+
+def translator_of(model: TranslationModel) -> Instant:
+    translator: Any = model._translators["de"]
+    assert isinstance(translator, Instant)
+    return translator
+
+
+def wait_for(true: Callable[[], Any]) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 class Running:
     """A server in a thread of this process."""
 
-    def __init__(self, service: Service, allow_origins: tuple[str, ...] = ()) -> None:
+    def __init__(self, service: Service, allow_origins: tuple[str, ...] = (), patience_seconds: float = 10.0) -> None:
         self.service = service
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._socket.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
-        app = make_app(service, allow_origins)
-        config = uvicorn.Config(app, access_log=False, log_config=None, ws="none", lifespan="on", server_header=False)
-        self._server = uvicorn.Server(config)
+        self._server = make_server(make_app(service, allow_origins), service.limits, patience_seconds)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
         self._thread.start()
         while not self._server.started:
             time.sleep(0.01)
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._server.server_state.connections)
 
     def stop(self) -> None:
         self._server.should_exit = True
@@ -120,10 +175,10 @@ Serve = Callable[..., "contextlib.AbstractContextManager[Running]"]
 
 @contextlib.contextmanager
 def served(models: Models, metrics: Metrics | None = None, **settings: Any) -> Iterator[Running]:
-    """A server over models, with `limits`, `keys` and `allow_origins` as given."""
-    origins = settings.pop("allow_origins", ())
+    """A server over models, with `limits`, `keys` and what `Running` takes as given."""
+    of_running = {name: settings.pop(name) for name in ("allow_origins", "patience_seconds") if name in settings}
     service = Service(models, metrics=metrics or Metrics(), **settings)
-    running = Running(service, origins)
+    running = Running(service, **of_running)
     try:
         yield running
     finally:

@@ -17,10 +17,10 @@ from bmscale.deployment.formats import make_format
 from bmscale.deployment.serving.batching import BatchLimits
 from bmscale.deployment.serving.limits import Keys, Limits
 from bmscale.deployment.serving.models import Models, TranslationModel
-from bmscale.inference.parts import split_source
 from bmscale.inference.translator import Translator
 from bmscale.model.folder import open_model_folder
-from tests.deployment.serving.conftest import GREEDY, SENTENCES, Running, served, served_folders
+from tests.deployment.serving import conftest
+from tests.deployment.serving.conftest import GREEDY, SENTENCES, Instant, Running, served, served_folders, wait_for
 from tests.deployment.serving.load import metrics, storm
 
 OPTIONS = vars(GREEDY)
@@ -190,36 +190,8 @@ def served_settings(_: Any, **limits: Any) -> Any:
     return served(Models.of([instant_model()]), limits=Limits(**limits))
 
 
-class Instant:
-    """A Translator that answers in capitals, after `seconds`, and not before it may."""
-
-    tagged_languages = ()
-    target_language = "de"
-    joint = " "
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.may_run = threading.Event()
-        self.may_run.set()
-        self.texts: list[str] = []
-        self.fails = False
-
-    def into(self, target: str) -> "Instant":
-        return self
-
-    def split(self, text: str) -> list[str]:
-        return split_source(text, self.tokenizer, 40)
-
-    def translate(self, texts: list[str], **_: Any) -> list[str]:
-        self.texts += texts
-        assert self.may_run.wait(20)
-        if self.fails:
-            raise ValueError(f"cannot translate {texts}")
-        return [text.upper() for text in texts]
-
-
 def instant_model(limits: BatchLimits | None = None) -> TranslationModel:
-    return TranslationModel("instant", Instant(_TOKENIZER[0]), "en", search=GREEDY, limits=limits)  # type: ignore[arg-type]
+    return conftest.instant_model(_TOKENIZER[0], limits)
 
 
 _TOKENIZER: list[Any] = []
@@ -311,13 +283,6 @@ def test_who_goes_away_is_not_worked_for(client):
         wait_for(lambda: model.batcher.waiting_units == 0)
         translator.may_run.set()
     assert len(translator.texts) == 1
-
-
-def wait_for(true: Any) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_what_was_accepted_is_answered_before_the_end(client):
