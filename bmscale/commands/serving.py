@@ -32,7 +32,12 @@ def add_serve(commands: Commands) -> None:
     parser.add_argument("--api-keys", metavar="FILE", help="keys, one a line, of which requests must have one")
     parser.add_argument(
         "--allow-origin", action="append", default=[], metavar="URL",
-        help="another web site whose pages may ask; * for all (default: none)",
+        help="another web site whose pages may ask, such as https://example.org; * for all (default: none)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME",
+        help="a name under which the server is called, beside localhost; behind a proxy, the proxy's (default: any, "
+        "but on this machine only localhost)",
     )  # fmt: skip
     batching = parser.add_argument_group("batching")
     batching.add_argument(
@@ -66,6 +71,7 @@ def _serve(options: argparse.Namespace) -> None:
         from bmscale.deployment.serving.metrics import Metrics
         from bmscale.deployment.serving.running import bind, is_loopback, run
         from bmscale.deployment.serving.server import Service, make_app
+        from bmscale.deployment.serving.sites import Sites
     except ModuleNotFoundError as error:
         raise BadInput(f"serve: needs {error.name}, which is not installed: pip install 'bmscale[serve]'") from None
     from bmscale.deployment.serving.models import open_models
@@ -76,6 +82,7 @@ def _serve(options: argparse.Namespace) -> None:
     keys = Keys.read(options.api_keys) if options.api_keys else None
     bound = bind(options.host, options.port)  # an address that is taken shows before models are loaded
     with bound:
+        sites = Sites.of(options.allow_origin, options.allow_host, loopback=is_loopback(bound))
         metrics = Metrics()
         models = open_models(
             options.models, device=options.device, search=search, limits=batches, observer=metrics.observer
@@ -87,7 +94,7 @@ def _serve(options: argparse.Namespace) -> None:
         if keys is None and not is_loopback(bound):
             log.warning("anyone who reaches %s can use the server; --api-keys FILE asks for a key", options.host)
         service = Service(models, limits, keys, metrics)
-        run(make_app(service, options.allow_origin), bound, limits)
+        run(make_app(service, sites), bound, limits)
         log.info("everything that was accepted is answered")
 
 

@@ -2,11 +2,7 @@
 
 import asyncio
 import contextlib
-import json
-import logging
-import time
-import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -16,51 +12,27 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response, StreamingResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from bmscale import __version__
 from bmscale.deployment.serving import openapi
 from bmscale.deployment.serving.batching import Closed, Overloaded
 from bmscale.deployment.serving.bodies import fields_of
 from bmscale.deployment.serving.completions import CompletionRequest
+from bmscale.deployment.serving.gate import Gate, error_response, json_response
 from bmscale.deployment.serving.languages import Detector, name_of
 from bmscale.deployment.serving.limits import Keys, Limits, Rates, Refused, read_body
 from bmscale.deployment.serving.metrics import CONTENT_TYPE, Metrics
 from bmscale.deployment.serving.models import Models
+from bmscale.deployment.serving.sites import Sites
 from bmscale.deployment.serving.streams import Streams
 from bmscale.deployment.serving.translation import TranslationPlan, TranslationRequest, texts_of
-
-log = logging.getLogger("bmscale")
 
 PAGE = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
-_SAFETY = {
-    "content-security-policy": "default-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
-
-
-def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """JSON in UTF-8; half a surrogate pair, which UTF-8 does not have, becomes a question mark."""
-    content = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", errors="replace")
-    return Response(content, status, headers, media_type="application/json")
-
-
-def error_response(path: str, status: int, message: str, retry_after: int | None = None) -> Response:
-    """An error as LibreTranslate's clients read it, or OpenAI's on their routes."""
-    headers = {} if retry_after is None else {"retry-after": str(retry_after)}
-    if status == 408:  # the rest of the body may still come, and would be read as the next request
-        headers["connection"] = "close"
-    if not path.startswith("/v1/"):
-        return json_response({"error": message}, status, headers)
-    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status)
-    kind = kind or ("server_error" if status >= 500 else "invalid_request_error")
-    return json_response({"error": {"message": message, "type": kind, "param": None, "code": None}}, status, headers)
 
 
 @dataclass
@@ -80,15 +52,19 @@ class Service:
     async def fields(self, request: Request) -> tuple[dict[str, Any], float]:
         """The fields of a request that may be answered, and until when (event loop's time). Raises Refused."""
         until = asyncio.get_running_loop().time() + self.limits.timeout_seconds
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        key = bearer.strip() if scheme.lower() == "bearer" else ""
+        # Who may not ask need not send a body. OpenAI's clients have their key in the header, LibreTranslate's do not.
+        of_header = bool(key) or self.keys is None or request.url.path.startswith("/v1/")
+        if of_header:
+            self._admit(request, key)
         body = await read_body(request, self.limits.max_body_bytes, self.limits.timeout_seconds)
         found = fields_of(request.headers.get("content-type", ""), body, request.url.query)
-        self._admit(request, found.get("api_key"))
+        if not of_header:
+            self._admit(request, found.get("api_key"))
         return found, until
 
     def _admit(self, request: Request, key: object) -> None:
-        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and bearer:
-            key = bearer.strip()
         caller = request.client.host if request.client else ""
         if self.keys is not None:
             openai = request.url.path.startswith("/v1/")
@@ -202,7 +178,7 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def make_app(service: Service, allow_origins: Sequence[str] = ()) -> ASGIApp:
+def make_app(service: Service, sites: Sites | None = None) -> ASGIApp:
     """The application of uvicorn; when it ends, the queues finish what they accepted."""
 
     @contextlib.asynccontextmanager
@@ -211,18 +187,26 @@ def make_app(service: Service, allow_origins: Sequence[str] = ()) -> ASGIApp:
         await asyncio.to_thread(service.models.close)
 
     # No docs_url: FastAPI's page loads its scripts from elsewhere.
-    app = FastAPI(title="bmscale", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="bmscale",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    sites = sites or Sites()
     _add_routes(app, service)
     _add_page(app)
     _add_errors(app)
-    if allow_origins:
+    if sites.origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(allow_origins),
+            allow_origins=list(sites.origins),
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
         )
-    return Gate(app, service)
+    return Gate(app, service.limits, service.metrics, sites)
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
@@ -274,50 +258,3 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(Overloaded, overloaded)
     app.add_exception_handler(Closed, closed)
     app.add_exception_handler(HTTPException, of_http)
-
-
-class Gate:
-    """Around everything: counts requests, bounds how many there are, and keeps texts out of the log of errors."""
-
-    def __init__(self, app: FastAPI, service: Service) -> None:
-        self._app, self._service = app, service
-        self._routes = {str(getattr(route, "path", "")) for route in app.routes}
-        self._running = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        metrics, path = self._service.metrics, str(scope["path"])
-        began, status = time.monotonic(), 0
-
-        async def sending(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = int(message["status"])
-                message["headers"] = [
-                    *message.get("headers", ()), *((name.encode(), value.encode()) for name, value in _SAFETY.items())
-                ]  # fmt: skip
-            await send(message)
-
-        self._running += 1
-        metrics.in_flight.inc()
-        try:
-            await self._answer(scope, path)(scope, receive, sending)
-        except Exception as error:
-            places = "".join(traceback.format_tb(error.__traceback__)[-4:])
-            log.error("an answer failed: %s\n%s", type(error).__name__, places)
-            if not status:
-                await error_response(path, 500, "the request could not be answered")(scope, receive, sending)
-        finally:
-            self._running -= 1
-            metrics.in_flight.dec()
-            route = path if path in self._routes else "other"
-            metrics.requests.labels(route, str(status)).inc()
-            metrics.request_seconds.labels(route).observe(time.monotonic() - began)
-
-    def _answer(self, scope: Scope, path: str) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-        # Health and metrics are wanted most when there is too much of everything else.
-        if self._running > self._service.limits.max_requests and scope["method"] == "POST":
-            return error_response(path, 429, "Slowdown: too many requests at the same time", 1)
-        return self._app

@@ -18,6 +18,7 @@ from bmscale.deployment.serving.metrics import Metrics
 from bmscale.deployment.serving.models import Models, TranslationModel, open_models
 from bmscale.deployment.serving.running import make_server
 from bmscale.deployment.serving.server import Service, make_app
+from bmscale.deployment.serving.sites import Sites
 from bmscale.inference.parts import split_source
 from bmscale.inference.translator import SearchOptions
 from bmscale.model.config import EncoderDecoderConfig
@@ -149,12 +150,12 @@ def wait_for(true: Callable[[], Any]) -> None:
 class Running:
     """A server in a thread of this process."""
 
-    def __init__(self, service: Service, allow_origins: tuple[str, ...] = (), patience_seconds: float = 10.0) -> None:
+    def __init__(self, service: Service, sites: Sites | None = None, patience_seconds: float = 10.0) -> None:
         self.service = service
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._socket.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
-        self._server = make_server(make_app(service, allow_origins), service.limits, patience_seconds)
+        self._server = make_server(make_app(service, sites), service.limits, patience_seconds)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
         self._thread.start()
         while not self._server.started:
@@ -176,7 +177,7 @@ Serve = Callable[..., "contextlib.AbstractContextManager[Running]"]
 @contextlib.contextmanager
 def served(models: Models, metrics: Metrics | None = None, **settings: Any) -> Iterator[Running]:
     """A server over models, with `limits`, `keys` and what `Running` takes as given."""
-    of_running = {name: settings.pop(name) for name in ("allow_origins", "patience_seconds") if name in settings}
+    of_running = {name: settings.pop(name) for name in ("sites", "patience_seconds") if name in settings}
     service = Service(models, metrics=metrics or Metrics(), **settings)
     running = Running(service, **of_running)
     try:

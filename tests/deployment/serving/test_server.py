@@ -17,6 +17,7 @@ from bmscale.deployment.formats import make_format
 from bmscale.deployment.serving.batching import BatchLimits
 from bmscale.deployment.serving.limits import Keys, Limits
 from bmscale.deployment.serving.models import Models, TranslationModel
+from bmscale.deployment.serving.sites import Sites
 from bmscale.inference.translator import Translator
 from bmscale.model.folder import open_model_folder
 from tests.deployment.serving import conftest
@@ -351,18 +352,28 @@ def test_keys(client, tmp_path):
         assert LibreTranslateAPI(running.url, "first key").translate("a", "en", "de") == "A"
 
 
+def test_a_key_in_the_header_is_looked_at_before_the_body_comes(client):
+    with served(Models.of([instant_model()]), keys=Keys(["right"])) as running:
+        head = b"POST /translate HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\nAuthorization: Bearer "
+        assert b" 403 " in raw(running, head + b"wrong\r\n\r\n")
+        with pytest.raises(TimeoutError):  # the body is waited for
+            raw(running, head + b"right\r\n\r\n", wait_seconds=0.5)
+
+
 def test_rates(client):
     with served_settings(client, requests_per_minute=3) as running:
         fields = {"q": "a", "source": "en", "target": "de"}
         answers = [httpx.post(f"{running.url}/translate", json=fields) for _ in range(5)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
         assert 1 <= int(answers[-1].headers["retry-after"]) <= 21
+        head = b"POST /translate HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n"
+        assert b" 429 " in raw(running, head)  # before its body came
 
 
 def test_other_sites(client):
     asked = {"origin": "https://a.example"}
     assert "access-control-allow-origin" not in client.get("/languages", headers=asked).headers
-    with served(Models.of([instant_model()]), allow_origins=("https://a.example",)) as running:
+    with served(Models.of([instant_model()]), sites=Sites(("https://a.example",))) as running:
         allowed = httpx.get(f"{running.url}/languages", headers=asked)
         assert allowed.headers["access-control-allow-origin"] == "https://a.example"
         other = httpx.get(f"{running.url}/languages", headers={"origin": "https://b.example"})
@@ -433,3 +444,16 @@ def test_the_parser_of_forms_is_given_no_long_headers(client, disposition):
     long = {"content-type": "multipart/form-data; boundary=b" + "; a=b" * 5_000}
     assert client.post("/translate", content=b"--b", headers=long).status_code in (400, 431)
     assert time.monotonic() - begun < 2
+
+
+def test_head_and_paths_that_end_in_a_slash(client, running, translator):
+    for path in ("/health", "/languages", "/", "/metrics", "/frontend/settings"):
+        head, get = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == get.headers["content-type"]
+    assert client.head("/translate").status_code == 405
+    assert client.head("/nothing").status_code == 404
+    fields = {"q": SENTENCES[0], "source": "en", "target": "de"}
+    answer = client.post("/translate/", json=fields)
+    assert (answer.status_code, answer.json()) == (200, ask(client, SENTENCES[0]).json())
+    assert client.get("/health//").json() == {"status": "ok"}
