@@ -5,12 +5,13 @@ then a second of each, so that a long text gives way to short ones after every b
 that does not fit is refused at once, with the time after which it might.
 """
 
+import contextlib
 import logging
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,7 +23,9 @@ log = logging.getLogger("bmscale")
 # A batch runs as long as its longest unit: those of one batch differ in size by this factor at most …
 _SPREAD = 4
 # … but for those below so many slots, which are all quick.
-_SMALL_SLOTS = 64
+_SMALL_SLOTS = 256
+# A speed that was measured counts for so long: a request that was taken to be too long may be tried again.
+_SPEED_SECONDS = 60.0
 
 
 class Overloaded(Exception):
@@ -31,6 +34,18 @@ class Overloaded(Exception):
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"the queue is full; try again in {retry_after} s")
         self.retry_after = retry_after
+
+
+class TooLong(Exception):
+    """A request that would take longer than the time it has, were it alone: `seconds`, by the speed of late."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"it would take about {seconds:.0f} s")
+        self.seconds = seconds
+
+
+class Unwanted(Exception):
+    """Raised by a call of the model once nobody waits for any of its units."""
 
 
 class Closed(Exception):
@@ -43,7 +58,7 @@ class Unit:
 
     payload: Any
     slots: int
-    """What it takes of a batch: tokens times beams."""
+    """What it takes of a batch: tokens, those included that may be written, times beams."""
     key: Hashable = None
     """Units of one key can share a batch."""
 
@@ -52,20 +67,20 @@ class Unit:
 class BatchLimits:
     """How units are gathered."""
 
-    max_batch_slots: int = 8192
-    """Padded slots (tokens times beams) of a batch. A larger unit is a batch of its own; 1 switches batching off."""
+    max_batch_slots: int = 32_768
+    """Padded slots of a batch. A larger unit is a batch of its own; 1 switches batching off."""
     max_wait_seconds: float = 0.005
     """The first unit of a batch waits so long for company."""
-    max_queue_slots: int = 200_000
+    max_queue_slots: int = 800_000
     """Slots that wait at most; a request is refused that would exceed them, unless nothing waits."""
 
     def __post_init__(self) -> None:
         """Raises BadInput for a bound that leaves no room."""
-        if self.max_batch_slots < 1 or self.max_queue_slots < 1 or not 0 <= self.max_wait_seconds <= 10:
-            raise BadInput(
-                "batching: tokens of a batch and of the queue must be at least 1, and the wait 0 to 10,000 ms; got "
-                f"{self.max_batch_slots}, {self.max_queue_slots} and {1000 * self.max_wait_seconds:g} ms"
-            )
+        for name in ("max_batch_slots", "max_queue_slots"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name}: must be at least 1; got {getattr(self, name)}")
+        if not 0 <= self.max_wait_seconds <= 10:
+            raise BadInput(f"max_wait_seconds: must be 0 to 10 seconds; got {self.max_wait_seconds:g}")
 
 
 class Observer(Protocol):
@@ -78,11 +93,14 @@ class Observer(Protocol):
 class _Work:
     """One request: units that wait, and results that are there."""
 
-    def __init__(self, units: Sequence[Unit]) -> None:
+    def __init__(self, units: Sequence[Unit], seconds: float) -> None:
         self.waiting = deque(enumerate(units))
+        self.slots = sum(unit.slots for unit in units)
+        """Of those that wait."""
         self.results: list[Any] = [None] * len(units)
         self.left = len(units)
         self.arrived = time.monotonic()
+        self.until = self.arrived + seconds
         self.future: Future[list[Any]] = Future()
 
 
@@ -105,31 +123,81 @@ class Batcher:
         self._change = threading.Condition()
         self._closed = False
         self._slots_per_second = 0.0
-        self.waiting_slots = self.waiting_units = self.running_slots = 0
+        self._full_speeds: deque[tuple[float, float]] = deque(maxlen=16)  # when, and slots a second
+        self._running: _Taken = []
+        self.waiting_slots = self.waiting_units = self.running_slots = self.beside_slots = 0
         self._thread = threading.Thread(target=self._loop, name=f"batches of {name}", daemon=True)
         self._thread.start()
 
-    def submit(self, units: Sequence[Unit]) -> Future[list[Any]]:
+    def submit(self, units: Sequence[Unit], seconds: float = float("inf")) -> Future[list[Any]]:
         """Results of the units in order, as a future; cancelling it takes what still waits out of the queue.
 
-        Raises Overloaded where the queue has no room, Closed after `close`.
+        Raises Overloaded where the queue has no room, TooLong where the work cannot be done in so many seconds, Closed
+        after `close`. Where it shows only later that the seconds are too few, the future has TooLong.
         """
-        work = _Work(units)
-        slots = sum(unit.slots for unit in units)
+        work = _Work(units, seconds)
         with self._change:
-            if self._closed:
-                raise Closed
-            if self.waiting_slots and self.waiting_slots + slots > self.limits.max_queue_slots:
-                raise Overloaded(self._seconds_until(slots))
+            if late := self._takes_too_long(work):
+                raise late
+            self._check_room(work.slots)
             if units:
                 self._ring.append(work)
-                self.waiting_slots += slots
+                self.waiting_slots += work.slots
                 self.waiting_units += len(units)
                 self._change.notify()
         if not units:
             work.future.set_result([])
         work.future.add_done_callback(lambda future: self._drop(work) if future.cancelled() else None)
         return work.future
+
+    @contextlib.contextmanager
+    def beside(self, slots: int) -> Iterator[None]:
+        """Work that runs outside of the batches, and counts in the queue for as long. Raises as `submit` does."""
+        with self._change:
+            self._check_room(slots)
+            self.beside_slots += slots
+        try:
+            yield
+        finally:
+            with self._change:
+                self.beside_slots -= slots
+
+    def check_wanted(self) -> None:
+        """For `run` to call now and then. Raises Unwanted where nobody waits for its batch any more; in other threads
+        than the one that runs batches it does nothing."""
+        if threading.current_thread() is self._thread and all(work.future.done() for work, _, _ in self._running):
+            raise Unwanted
+
+    def _check_room(self, slots: int) -> None:
+        """Raises Closed, or Overloaded where so many slots more are too many."""
+        if self._closed:
+            raise Closed
+        held = self.waiting_slots + self.beside_slots
+        if held and held + slots > self.limits.max_queue_slots:
+            raise Overloaded(self._seconds_until(slots))
+
+    def _takes_too_long(self, work: _Work) -> TooLong | None:
+        """Whether what waits of a request could not be done in time, were it alone in the queue.
+
+        By the best speed of batches that were at least half full: small ones are slower. Two of them, for the first one
+        of all is slower too. Of a request of which nothing ran yet twice the time counts, as texts differ.
+        """
+        now = time.monotonic()
+        speeds = [speed for then, speed in self._full_speeds if now - then < _SPEED_SECONDS]
+        if len(speeds) < 2:
+            return None
+        needed = work.slots / max(speeds)
+        doubt = 2 if len(work.waiting) == len(work.results) else 1
+        return TooLong(now - work.arrived + needed) if needed > doubt * (work.until - now) else None
+
+    def _give_up_hopeless(self) -> None:
+        """Answer those that have begun and cannot be finished in time: what they wait for would be work in vain."""
+        for work in list(self._ring):
+            if work.future.done():
+                continue  # cancelled; it is about to be dropped
+            if late := self._takes_too_long(work):
+                self._drop(work)
+                _settle(work.future, late)
 
     def close(self) -> None:
         """Take no more, finish what was accepted, and end the thread."""
@@ -140,16 +208,17 @@ class Batcher:
 
     def _seconds_until(self, slots: int) -> int:
         """When the queue may have room for so many slots, by the speed of late; 1 to 60."""
-        too_many = self.waiting_slots + self.running_slots + slots - self.limits.max_queue_slots
+        too_many = self.waiting_slots + self.running_slots + self.beside_slots + slots - self.limits.max_queue_slots
         seconds = too_many / self._slots_per_second if self._slots_per_second else 1.0
         return int(min(60.0, max(1.0, seconds + 0.999)))
 
     def _drop(self, work: _Work) -> None:
         """Take what waits of a request out of the queue."""
         with self._change:
-            self.waiting_slots -= sum(unit.slots for _, unit in work.waiting)
+            self.waiting_slots -= work.slots
             self.waiting_units -= len(work.waiting)
             work.waiting.clear()
+            work.slots = 0
             if work in self._ring:
                 self._ring.remove(work)
 
@@ -161,6 +230,7 @@ class Batcher:
                 if not self._ring:
                     return
                 self._wait_for_company()
+                self._give_up_hopeless()
                 batch = self._take()
                 self.running_slots = sum(unit.slots for _, _, unit in batch)
             if batch:
@@ -195,6 +265,7 @@ class Batcher:
                 ):
                     continue
                 batch.append((work, *work.waiting.popleft()))
+                work.slots -= unit.slots
                 served[id(work)] = work
                 widest, narrowest, took = wide, narrow, True
         # Who was served goes to the back, so that whoever waits longest is at the front of the next batch.
@@ -206,18 +277,25 @@ class Batcher:
 
     def _answer(self, batch: _Taken) -> None:
         began = time.monotonic()
+        self._running = batch
         try:
             results = list(self._run(batch[0][2].key, [unit.payload for _, _, unit in batch]))
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} units")
+        except Unwanted:
+            return
         except Exception as error:
             self._answer_apart(batch, error)
             return
+        finally:
+            self._running = []
         seconds = time.monotonic() - began
         slots = sum(unit.slots for _, _, unit in batch)
         if seconds > 0:
             speed = slots / seconds
             self._slots_per_second = 0.8 * self._slots_per_second + 0.2 * speed if self._slots_per_second else speed
+            if 2 * slots >= self.limits.max_batch_slots:
+                self._full_speeds.append((began + seconds, speed))
         if self._observer is not None:
             self._observer.ran(len(batch), slots, seconds)
         for (work, index, _), result in zip(batch, results, strict=True):

@@ -77,9 +77,10 @@ class Connection(H11Protocol):
             self._probe_timer.cancel()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Whether the connection stays open: its client may have closed its side alone, and wait for the answer."""
+        """Whether the connection stays open: its client may have closed its side alone, and wait for the answer. Who
+        does so while an answer is streamed is taken to be gone: nothing may be sent that would tell."""
         cycle = self.cycle
-        if cycle is None or cycle.response_complete or cycle.more_body:
+        if cycle is None or cycle.response_started or cycle.more_body:
             return False
         cycle.keep_alive = False
         self._probe_timer = self.loop.call_later(_PROBE_SECONDS, self._probe)

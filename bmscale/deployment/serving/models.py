@@ -13,6 +13,7 @@ from bmscale.errors import BadInput
 from bmscale.inference.ctranslate2_folder import is_ctranslate2_folder, open_ctranslate2_folder
 from bmscale.inference.generator import Generation, Generator
 from bmscale.inference.sampling import SamplingOptions
+from bmscale.inference.search import check_search
 from bmscale.inference.translator import SearchOptions, Translator
 from bmscale.model.folder import open_model_folder
 
@@ -44,6 +45,12 @@ def refuse_pickles(folder: Path) -> None:
             )
 
 
+def _end_unwanted(model: Any, batcher: Batcher) -> None:
+    """Have a PyTorch model end a batch, at its next token, that nobody waits for any more."""
+    if model is not None:
+        model.register_forward_pre_hook(lambda *_: batcher.check_wanted())
+
+
 @dataclass(frozen=True)
 class Search:
     """What all units of a batch of translations have in common."""
@@ -71,7 +78,9 @@ class TranslationModel:
         targets = translator.tagged_languages or (str(translator.target_language),)
         self._translators = {target: translator.into(target) for target in targets}
         self._tokenizer = translator.tokenizer
+        check_search(1, self.search, self._tokenizer.vocabulary_size)
         self.batcher = Batcher(name, self._run, limits, observer(name) if observer else None)
+        _end_unwanted(getattr(translator.backend, "model", None), self.batcher)
 
     @property
     def targets(self) -> list[str]:
@@ -90,7 +99,11 @@ class TranslationModel:
         """Work for the queue: its results are lists of at most n texts, best first."""
         beams = max(self.search.beam_size, n)
         encoded = self._tokenizer.encode_batch(list(parts))
-        return [Unit(part, (len(ids) + 1) * beams, Search(target, n)) for part, ids in zip(parts, encoded, strict=True)]
+        lengths = [len(ids) + 1 for ids in encoded]
+        return [
+            Unit(part, (length + self.search.longest_target(length)) * beams, Search(target, n))
+            for part, length in zip(parts, lengths, strict=True)
+        ]
 
     def _run(self, search: Search, texts: list[str]) -> list[list[str]]:
         options = replace(self.search, beam_size=max(self.search.beam_size, search.n))
@@ -124,6 +137,7 @@ class LanguageModel:
         self.name, self.generator = name, generator
         self.positions = int(generator.model.config.max_position_embeddings)
         self.batcher = Batcher(name, self._run, limits, observer(name) if observer else None)
+        _end_unwanted(generator.model, self.batcher)
 
     def prompt_tokens(self, prompt: str) -> int:
         """Tokens of a prompt, <s> counted."""

@@ -11,12 +11,12 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from bmscale import __version__
 from bmscale.deployment.serving import openapi
-from bmscale.deployment.serving.batching import Closed, Overloaded
+from bmscale.deployment.serving.batching import Closed, Overloaded, TooLong
 from bmscale.deployment.serving.bodies import fields_of
 from bmscale.deployment.serving.completions import CompletionRequest
 from bmscale.deployment.serving.gate import Gate, error_response, json_response
@@ -100,7 +100,8 @@ class Service:
         work = await asyncio.to_thread(lambda: plan.work)
         futures: list[Future[list[Any]]] = []
         try:
-            futures.extend(model.batcher.submit(units) for model, units in work)
+            left = until - asyncio.get_running_loop().time()
+            futures.extend(model.batcher.submit(units, left) for model, units in work)
             self.metrics.characters.inc(sum(map(len, asked.texts)))
             return json_response(plan.answer(await self.results(request, futures, until)))
         finally:
@@ -122,10 +123,10 @@ class Service:
         asked = await asyncio.to_thread(CompletionRequest.of, fields, self.models, self.limits)
         self.metrics.characters.inc(sum(map(len, asked.prompts)))
         if asked.stream:
-            events = self.streams.events(asked, until - asyncio.get_running_loop().time())
-            return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
+            return self.streams.response(asked, until - asyncio.get_running_loop().time())
         units = asked.units()
-        future = asked.model.batcher.submit([unit for of_prompt in units for unit in of_prompt])
+        left = until - asyncio.get_running_loop().time()
+        future = asked.model.batcher.submit([unit for of_prompt in units for unit in of_prompt], left)
         try:
             (found,) = await self.results(request, [future], until)
         finally:
@@ -198,7 +199,7 @@ def make_app(service: Service, sites: Sites | None = None) -> ASGIApp:
     sites = sites or Sites()
     _add_routes(app, service)
     _add_page(app)
-    _add_errors(app)
+    _add_errors(app, service.limits.timeout_seconds)
     if sites.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -236,7 +237,7 @@ def _static(content: bytes, kind: str) -> Callable[[], Response]:
     return lambda: Response(content, media_type=kind, headers={"cache-control": "no-cache"})
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_errors(app: FastAPI, timeout_seconds: float) -> None:
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
         return error_response(request.url.path, error.status, error.message, error.retry_after)
@@ -244,6 +245,10 @@ def _add_errors(app: FastAPI) -> None:
     async def overloaded(request: Request, error: Exception) -> Response:
         assert isinstance(error, Overloaded)
         return error_response(request.url.path, 429, f"Slowdown: {error}", error.retry_after)
+
+    async def too_long(request: Request, error: Exception) -> Response:
+        message = f"Invalid request: {error}, and may take {timeout_seconds:g} s; send less of it at a time"
+        return error_response(request.url.path, 413, message)
 
     async def closed(request: Request, error: Exception) -> Response:
         return error_response(request.url.path, 503, "the server is shutting down", 5)
@@ -256,5 +261,6 @@ def _add_errors(app: FastAPI) -> None:
 
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(Overloaded, overloaded)
+    app.add_exception_handler(TooLong, too_long)
     app.add_exception_handler(Closed, closed)
     app.add_exception_handler(HTTPException, of_http)

@@ -1,11 +1,15 @@
 """A completion as server-sent events while it is written."""
 
 import asyncio
+import contextlib
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from bmscale.deployment.serving.batching import Overloaded
 from bmscale.deployment.serving.completions import CompletionRequest, cut_at
@@ -21,6 +25,19 @@ class _Stopped(Exception):
     """Ends a text that nobody needs any further."""
 
 
+class _Response(StreamingResponse):
+    """Gives back its room, and ends the text, whatever becomes of the client; maybe before the first event."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], room: contextlib.ExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self._events, self._room = events, room
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._room:
+            async with contextlib.aclosing(self._events):
+                await super().__call__(scope, receive, send)
+
+
 class Streams:
     """Texts that are given out while they are written, a few at a time."""
 
@@ -28,32 +45,41 @@ class Streams:
         self._running = 0
         self._threads = ThreadPoolExecutor(_MOST_STREAMS, thread_name_prefix="stream")
 
-    def events(self, request: CompletionRequest, seconds: float) -> AsyncIterator[bytes]:
+    def response(self, request: CompletionRequest, seconds: float) -> Response:
         """The events of one answer, each `data: JSON` and an empty line, at last `data: [DONE]`.
 
-        Raises Overloaded at once where too many are being written.
+        Raises Overloaded at once where too many are being written, or the queue has no room for what it may write, and
+        Closed where the server is shutting down.
         """
         if self._running >= _MOST_STREAMS:
             raise Overloaded(retry_after=1)
-        self._running += 1
-        return self._events(request, seconds)
+        slots = request.prompt_tokens[0] + request.options.max_new_tokens
+        with contextlib.ExitStack() as room:
+            room.enter_context(request.model.batcher.beside(slots))
+            self._running += 1
+            room.callback(self._ended)
+            until = asyncio.get_running_loop().time() + seconds
+            return _Response(self._events(request, until), room.pop_all())
 
-    async def _events(self, request: CompletionRequest, seconds: float) -> AsyncIterator[bytes]:
+    def _ended(self) -> None:
+        self._running -= 1
+
+    async def _events(self, request: CompletionRequest, until: float) -> AsyncGenerator[bytes, None]:
         loop = asyncio.get_running_loop()
         parts: asyncio.Queue[_Part] = asyncio.Queue()
         unwanted = threading.Event()
-        self._threads.submit(_write, request, lambda part: loop.call_soon_threadsafe(parts.put_nowait, part), unwanted)
         head = request.head()
 
         def event(text: str, reason: str | None) -> bytes:
             return _event({**head, "choices": [{"text": text, "index": 0, "logprobs": None, "finish_reason": reason}]})
 
+        self._threads.submit(_write, request, lambda part: loop.call_soon_threadsafe(parts.put_nowait, part), unwanted)
         try:
             if request.echo:
                 yield event(request.prompts[0], None)
-            async with asyncio.timeout(seconds):
-                while isinstance(part := await parts.get(), str):
-                    yield event(part, None)
+            # Not one timeout around all of it: it would end whatever waits for a client to take what is yielded.
+            while isinstance(part := await asyncio.wait_for(parts.get(), until - loop.time()), str):
+                yield event(part, None)
             if isinstance(part, Exception):
                 yield _event({"error": {"message": "the text could not be written", "type": "server_error"}})
             else:
@@ -64,7 +90,6 @@ class Streams:
             yield event("", "length")
         finally:
             unwanted.set()  # also where the client went away
-            self._running -= 1
         yield b"data: [DONE]\n\n"
 
 

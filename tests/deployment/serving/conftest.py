@@ -106,6 +106,7 @@ class Instant:
     tagged_languages = ()
     target_language = "de"
     joint = " "
+    backend = None
 
     def __init__(self, tokenizer: Any, longest: int) -> None:
         self.tokenizer, self._longest = tokenizer, longest

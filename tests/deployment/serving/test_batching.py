@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from bmscale.deployment.serving.batching import Batcher, BatchLimits, Closed, Overloaded, Unit
+from bmscale.deployment.serving import batching
+from bmscale.deployment.serving.batching import Batcher, BatchLimits, Closed, Overloaded, TooLong, Unit
 from bmscale.errors import BadInput
 
 
@@ -84,10 +85,10 @@ def test_a_long_text_gives_way_to_short_ones(model):
 
 
 def test_a_batch_has_one_key_and_sizes_that_are_alike(model):
-    batcher = start(model, max_batch_slots=2000)
+    batcher = start(model, max_batch_slots=3000)
     hold(batcher, model)
     done = [batcher.submit(units(text, key=key)) for text, key in (("a", "x"), ("b", "y"), ("c", "x"))]
-    done += [batcher.submit(units("wide", slots=900, key="x")), batcher.submit(units("d", slots=60, key="x"))]
+    done += [batcher.submit(units("wide", slots=1100, key="x")), batcher.submit(units("d", slots=60, key="x"))]
     model.may_run.set()
     assert not wait(done, 20).not_done
     batcher.close()
@@ -199,5 +200,98 @@ def test_many_threads_and_each_gets_its_own(model):
 
 @pytest.mark.parametrize("limits", [{"max_batch_slots": 0}, {"max_queue_slots": 0}, {"max_wait_seconds": -1.0}])
 def test_bounds_that_leave_no_room(limits):
-    with pytest.raises(BadInput, match="at least 1"):
+    with pytest.raises(BadInput, match=f"{next(iter(limits))}: must be"):
         BatchLimits(**limits)
+
+
+class Clock:
+    """A model that takes 20 ms for a batch, and the time by which it does."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.batches = 0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def __call__(self, key: Any, payloads: list[str]) -> list[str]:
+        self.now += 0.02
+        self.batches += 1
+        return payloads
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(batching, "time", clock)
+    return clock
+
+
+def test_what_cannot_be_done_in_time_is_not_begun(clock):
+    batcher = Batcher("m", clock, BatchLimits(max_batch_slots=100, max_wait_seconds=0.0))
+    texts = ["x"] * 10_000  # 20 s, but that is not known yet
+    assert len(batcher.submit(units("x"), 0.001).result(20)) == 1  # too small to say anything
+    assert len(batcher.submit(units("x"), 0.001).result(20)) == 1
+    assert len(batcher.submit(units(*texts[:20])).result(20)) == 20  # two full batches
+    begun = clock.batches
+    with pytest.raises(TooLong) as refused:
+        batcher.submit(units(*texts), 5.0)
+    assert refused.value.seconds == pytest.approx(20)
+    assert clock.batches == begun
+    assert len(batcher.submit(units(*texts[:100]), 0.3).result(20)) == 100
+    clock.now += 100  # by then the machine may be faster
+    batcher.submit(units(*texts), 5.0).cancel()
+    batcher.close()
+
+
+def test_what_turns_out_to_be_too_long_ends_after_its_first_batches(clock):
+    """Of a request of which nothing is known it shows after two batches, of one that may be faster than others after
+    its first."""
+    batcher = Batcher("m", clock, BatchLimits(max_batch_slots=100, max_wait_seconds=0.0))
+    for batches in (2, 1):
+        begun = clock.batches
+        future = batcher.submit(units(*["x"] * 600), 1.0)
+        with pytest.raises(TooLong):
+            future.result(20)
+        assert clock.batches == begun + batches
+        assert (batcher.waiting_slots, batcher.waiting_units) == (0, 0)
+    batcher.close()
+
+
+def test_work_beside_the_batches_counts_in_the_queue(model):
+    batcher = start(model, max_queue_slots=50)
+    with batcher.beside(45):
+        with pytest.raises(Overloaded), batcher.beside(10):
+            pass
+        with pytest.raises(Overloaded):
+            batcher.submit(units("a"))
+    model.may_run.set()
+    assert batcher.submit(units("a")).result(20) == ["A"]
+    batcher.close()
+    with pytest.raises(Closed), batcher.beside(1):
+        pass
+
+
+def test_a_batch_that_nobody_waits_for_can_end_early():
+    going, steps = threading.Event(), []
+
+    def run(key: Any, payloads: list[str]) -> list[str]:
+        while "long" in payloads:
+            going.set()
+            batcher.check_wanted()
+            steps.append(1)
+            time.sleep(0.001)
+        return payloads
+
+    batcher = Batcher("m", run, BatchLimits(max_batch_slots=100, max_wait_seconds=0.1))
+    futures = [batcher.submit(units("long")), batcher.submit(units("too"))]
+    assert going.wait(20)
+    batcher.check_wanted()  # in another thread it does nothing
+    futures[0].cancel()
+    time.sleep(0.05)
+    held = len(steps)
+    time.sleep(0.05)
+    assert len(steps) > held  # the other one still waits
+    futures[1].cancel()
+    assert batcher.submit(units("next")).result(20) == ["next"]
+    batcher.close()

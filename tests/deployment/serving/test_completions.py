@@ -1,5 +1,6 @@
 """Language models as OpenAI's client speaks to them."""
 
+import contextlib
 import threading
 from typing import Any
 
@@ -7,11 +8,12 @@ import httpx
 import openai
 import pytest
 
+from bmscale.deployment.serving.batching import BatchLimits
 from bmscale.deployment.serving.completions import cut_at
 from bmscale.deployment.serving.limits import Keys
 from bmscale.inference.generator import Generator
 from bmscale.inference.sampling import SamplingOptions
-from tests.deployment.serving.conftest import served_folders
+from tests.deployment.serving.conftest import served_folders, wait_for
 
 PROMPTS = ["the old", "she counted seventeen", "", "東京 🐝"]
 
@@ -113,6 +115,32 @@ def test_who_goes_away_ends_the_text(running, api):
         stream = api.completions.create(model="writer", prompt="the", max_tokens=100, seed=1, stream=True)
         next(iter(stream))
         stream.close()
+
+
+def test_streams_count_in_the_queue(writer):
+    """What they may still write takes room in the queue; beyond it, and beyond four at once, 429 says when to ask."""
+    with served_folders(writer, batches=BatchLimits(max_queue_slots=350)) as running:
+        may_write = threading.Event()
+        (model,) = running.service.models.language_models.values()
+        model.generator.model.register_forward_pre_hook(lambda *_: may_write.wait(20) and None)
+        with httpx.Client(base_url=f"{running.url}/v1", timeout=20) as client, contextlib.ExitStack() as stack:
+
+            def begin(max_tokens: int, stream: bool = True) -> httpx.Response:
+                fields = {"model": "writer", "prompt": "the", "max_tokens": max_tokens, "stream": stream}
+                return stack.enter_context(client.stream("POST", "/completions", json=fields))
+
+            streams = [begin(100), begin(100), begin(100)]
+            for refused in (begin(100), begin(100, stream=False)):
+                assert (refused.status_code, int(refused.headers["retry-after"]) >= 1) == (429, True)
+            streams.append(begin(1))
+            assert begin(1).status_code == 429
+            assert [stream.status_code for stream in streams] == [200] * 4
+            for stream in streams[:2]:
+                stream.close()  # also before a first event: the room is given back
+            wait_for(lambda: model.batcher.beside_slots < 150)
+            assert begin(100).status_code == 200
+            may_write.set()
+            assert streams[3].read().endswith(b"data: [DONE]\n\n")
 
 
 @pytest.mark.parametrize(

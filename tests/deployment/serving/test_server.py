@@ -16,9 +16,9 @@ from libretranslatepy import LibreTranslateAPI
 from bmscale.deployment.formats import make_format
 from bmscale.deployment.serving.batching import BatchLimits
 from bmscale.deployment.serving.limits import Keys, Limits
-from bmscale.deployment.serving.models import Models, TranslationModel
+from bmscale.deployment.serving.models import Models, TranslationModel, open_models
 from bmscale.deployment.serving.sites import Sites
-from bmscale.inference.translator import Translator
+from bmscale.inference.translator import SearchOptions, Translator
 from bmscale.model.folder import open_model_folder
 from tests.deployment.serving import conftest
 from tests.deployment.serving.conftest import GREEDY, SENTENCES, Instant, Running, served, served_folders, wait_for
@@ -241,6 +241,41 @@ def test_a_request_has_its_time(client):
         assert "retry-after" in answer.headers
         assert (model.batcher.waiting_units, model.batcher.waiting_slots) == (0, 0)
         translator.may_run.set()
+
+
+def test_what_would_take_too_long_is_said_at_once(client):
+    """A model of 2 ms a batch, so 500 of them a second, and a text of more lines than it can do in its time."""
+    model = instant_model(BatchLimits(max_batch_slots=1))
+    instant = model._translators["de"].translate
+    model._translators["de"].translate = lambda texts, **_: time.sleep(0.002) or instant(texts)  # type: ignore
+    fields = {"q": "a\n" * 1_500, "source": "en", "target": "de"}
+    with served(Models.of([model]), limits=Limits(timeout_seconds=1)) as running:
+        begun = time.monotonic()
+        answers = [httpx.post(f"{running.url}/translate", json=fields) for _ in range(2)]
+        assert time.monotonic() - begun < 1
+        short = httpx.post(f"{running.url}/translate", json={**fields, "q": "a"})
+    assert [answer.status_code for answer in answers] == [413, 413]
+    assert "send less of it at a time" in answers[0].json()["error"]
+    assert short.json() == {"translatedText": "A"}
+
+
+def test_a_batch_of_those_who_left_ends_at_the_next_token(en_de):
+    """A search for very long translations, each token of which takes 10 ms."""
+    search = SearchOptions(beam_size=1, max_length_ratio=1.0, max_length_extra=100)
+    models = open_models([str(en_de)], device="cpu", search=search)
+    (model,) = models.pairs.values()
+    steps, seconds = [], [0.01]
+    module: Any = model._translators["de"].model
+    module.register_forward_pre_hook(lambda *_: steps.append(1) or time.sleep(seconds[0]))
+    parts = ["x", SENTENCES[0]]
+    future = model.batcher.submit(model.units(parts, "de", 1))
+    wait_for(lambda: len(steps) > 5)
+    future.cancel()
+    wait_for(lambda: not model.batcher.running_slots)
+    left, seconds[0] = len(steps), 0.0
+    model._translators["de"].translate(parts, **vars(search))
+    models.close()
+    assert left < 60 < len(steps) - left
 
 
 def test_too_much_is_refused_and_health_is_not(client):
