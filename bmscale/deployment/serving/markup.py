@@ -1,17 +1,49 @@
-"""HTML as text that is translated and markup that is kept to the letter."""
+"""HTML as text that is translated and markup that is kept to the letter.
+
+The rules are those of the HTML standard's tokenizer (https://html.spec.whatwg.org/multipage/parsing.html), section
+13.2.5, by which browsers read. html.parser of Python has neither these rules in all versions that bmscale runs on
+(`<!-->`, elements of raw text), nor the places of attributes, nor linear time.
+"""
 
 import html
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 # Elements whose content is no prose: it is kept as it stands.
-_KEPT = {"script", "style", "code", "pre", "textarea", "kbd", "samp", "var", "noscript", "template", "svg", "math"}
+_KEPT = {
+    "script", "style", "code", "pre", "textarea", "kbd", "samp", "var", "noscript", "template", "svg", "math", "iframe",
+    "xmp", "noembed", "noframes", "plaintext",
+}  # fmt: skip
+# What looks like a tag in these is none, but for their own end tag; <plaintext> has not even that.
+_RAW = {"script", "style", "textarea", "title", "iframe", "xmp", "noembed", "noframes", "plaintext"}
 _VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
-_NAME = re.compile(r"</?([a-zA-Z][^\s/>]*)")
-_QUOTES_AND_END = re.compile("[\"'>]")
-_NOT_TRANSLATED = re.compile(
-    r"\btranslate\s*=\s*[\"']?no\b|\bclass\s*=\s*(?:\"[^\"]*\bnotranslate\b|'[^']*\bnotranslate\b)"
-)
+# Elsewhere <x/> opens an element.
+_MAY_CLOSE_THEMSELVES = {"svg", "math"}
+
+_TAG_NAME = re.compile(r"</?([a-zA-Z][^\s/>]*)", re.ASCII)
+_COMMENT_END = re.compile("--!?>")
+# A name may begin with =, and white space and slashes stand between attributes.
+_ATTRIBUTE_NAME = re.compile(r"[\s/]*(=?[^\s/>=]*)\s*", re.ASCII)
+_VALUE = re.compile(r"""=\s*(?:"([^"]*)"|'([^']*)'|(?=["'])|([^\s>]*))""", re.ASCII)
+
+
+@dataclass(frozen=True)
+class _Tag:
+    """A start or end tag."""
+
+    name: str
+    """In small letters."""
+    attributes: dict[str, str]
+    """By names in small letters; of two of a name the first counts."""
+    ends: bool
+    closes_itself: bool
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether what stands in its element is not translated."""
+        not_translated = self.attributes.get("translate", "").lower() == "no"
+        return self.name in _KEPT or not_translated or "notranslate" in self.attributes.get("class", "").split()
 
 
 def split_markup(document: str) -> list[tuple[bool, str]]:
@@ -22,70 +54,90 @@ def split_markup(document: str) -> list[tuple[bool, str]]:
     """
     pieces: list[tuple[bool, str]] = []
     kept: list[str] = []  # open elements from the first that is not translated
-    for is_text, piece in _pieces(document):
-        name_match = None if is_text else _NAME.match(piece)
-        if name_match:
-            _step_in_or_out(kept, name_match[1].lower(), piece)
+    for tag, piece, is_text in _pieces(document):
+        if tag is not None:
+            _step_in_or_out(kept, tag)
         pieces.append((is_text and not kept and bool(piece.strip()), piece))
     return pieces
 
 
-def _step_in_or_out(kept: list[str], name: str, tag: str) -> None:
-    if tag.startswith("</"):
-        if kept and kept[-1] == name:
+def _step_in_or_out(kept: list[str], tag: _Tag) -> None:
+    if tag.ends:
+        if kept and kept[-1] == tag.name:
             kept.pop()
         return
-    if name in _VOID or tag.endswith("/>"):
+    if tag.name in _VOID or (tag.closes_itself and tag.name in _MAY_CLOSE_THEMSELVES):
         return
     # Only elements of the outermost one's name count: they nest, and others may be left open.
-    if (not kept and (name in _KEPT or _NOT_TRANSLATED.search(tag))) or (kept and name == kept[0]):
-        kept.append(name)
+    if (not kept and tag.is_kept) or (kept and tag.name == kept[0]):
+        kept.append(tag.name)
 
 
-def _pieces(document: str) -> Iterator[tuple[bool, str]]:
-    """(Whether it is text, the piece) by HTML's rules of what opens a tag, in one pass."""
+def _pieces(document: str) -> Iterator[tuple[_Tag | None, str, bool]]:
+    """(Its tag where it is one, the piece, whether it is text), in one pass."""
     position = text_from = 0
     while (opening := document.find("<", position)) >= 0:
-        end = _end_of_markup(document, opening)
-        if end is None:
+        tag, end = _markup(document, opening)
+        if end == opening:
             position = opening + 1
             continue
         if opening > text_from:
-            yield True, document[text_from:opening]
-        yield False, document[opening:end]
-        name = _NAME.match(document, opening)
+            yield None, document[text_from:opening], True
+        yield tag, document[opening:end], False
         position = text_from = end
-        if name and name[1].lower() in ("script", "style", "textarea") and document[opening + 1] != "/":
-            # What looks like a tag in there is none, but for the closing one.
-            closing = re.compile(f"</{name[1]}", re.IGNORECASE).search(document, end)
-            position = closing.start() if closing else len(document)
+        if tag is not None and not tag.ends and tag.name in _RAW:
+            position = _end_of_raw(document, end, tag.name)
             if position > end:
-                yield False, document[end:position]
+                yield None, document[end:position], True
             text_from = position
     if text_from < len(document):
-        yield True, document[text_from:]
+        yield None, document[text_from:], True
 
 
-def _end_of_markup(document: str, opening: int) -> int | None:
-    """Where the markup that begins with this < ends; None where the < is text."""
+def _end_of_raw(document: str, position: int, name: str) -> int:
+    if name == "plaintext":
+        return len(document)
+    found = re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE | re.ASCII).search(document, position)
+    return found.start() if found else len(document)
+
+
+def _markup(document: str, opening: int) -> tuple[_Tag | None, int]:
+    """The tag that begins with this <, and where the markup ends; where the < is text it ends there."""
     if document.startswith("<!--", opening):
-        end = document.find("-->", opening + 4)
-        return len(document) if end < 0 else end + 3
+        return None, _end_of_comment(document, opening + 4)
     following = document[opening + 1 : opening + 3]
-    if following[:1] in ("!", "?"):
-        end = document.find(">", opening)
-        return len(document) if end < 0 else end + 1
-    if not re.match(r"/?[a-zA-Z]", following):
-        return None
-    position = opening + 1
-    while mark := _QUOTES_AND_END.search(document, position):
-        if mark[0] == ">":
-            return mark.end()
-        closing = document.find(mark[0], mark.end())
-        if closing < 0:
-            break
-        position = closing + 1
-    return len(document)
+    if following[:1] in ("!", "?") or (following[:1] == "/" and not re.match(r"/([a-zA-Z]|\Z)", following)):
+        end = document.find(">", opening)  # a declaration, or a comment by mistake
+        return None, len(document) if end < 0 else end + 1
+    named = _TAG_NAME.match(document, opening)
+    return (None, opening) if named is None else _tag(document, named)
+
+
+def _end_of_comment(document: str, begin: int) -> int:
+    for short in (">", "->"):
+        if document.startswith(short, begin):
+            return begin + len(short)
+    found = _COMMENT_END.search(document, begin)
+    return found.end() if found else len(document)
+
+
+def _tag(document: str, named: re.Match[str]) -> tuple[_Tag | None, int]:
+    """A tag, and where it ends; None where it never does."""
+    attributes: dict[str, str] = {}
+    position = named.end()
+    while (attribute := _ATTRIBUTE_NAME.match(document, position)) and attribute.end() < len(document):
+        name, position = attribute[1].lower(), attribute.end()
+        value = _VALUE.match(document, position)
+        if value is not None:
+            if value.lastindex is None:  # a quote that is never closed
+                break
+            position = value.end()
+        if name:
+            attributes.setdefault(name, "" if value is None else html.unescape(value[value.lastindex or 0]))
+        if document.startswith(">", position):
+            closes_itself = document[position - 1] == "/" and (value is None or value.lastindex != 3)
+            return _Tag(named[1].lower(), attributes, named[0][1] == "/", closes_itself), position + 1
+    return None, len(document)
 
 
 def text_of(piece: str) -> str:
