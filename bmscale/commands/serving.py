@@ -1,7 +1,9 @@
 """Models for other people: serve."""
 
 import argparse
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from bmscale.commands.arguments import Commands, add, with_given
@@ -12,6 +14,17 @@ if TYPE_CHECKING:
     from bmscale.deployment.serving.limits import Limits
 
 log = logging.getLogger("bmscale")
+
+_OPTIONS = {
+    "timeout_seconds": "--timeout", "max_wait_seconds": "--max-wait-ms", "max_batch_slots": "--max-batch-tokens",
+    "max_queue_slots": "--max-queue-tokens", "compute type": "--compute-type",
+} | {
+    name: "--" + name.replace("_", "-")
+    for name in (
+        "max_characters", "max_requests", "max_connections", "requests_per_minute", "beam_size", "length_penalty",
+        "device",
+    )
+}  # fmt: skip
 
 
 def add_serve(commands: Commands) -> None:
@@ -27,6 +40,15 @@ def add_serve(commands: Commands) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: this machine only)")
     parser.add_argument("--port", type=int, default=5000, help="0 takes one that is free (default: 5000)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    parser.add_argument(
+        "--backend", choices=("auto", "torch", "ctranslate2"), default="auto",
+        help="what computes; auto is CTranslate2 for folders of bmscale export --to ctranslate2, else PyTorch",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compute-type", default="auto", metavar="TYPE",
+        help="float32, bfloat16, float16, and with CTranslate2 also int8, int8_float32, …; auto is float32 with "
+        "PyTorch and what the folder was exported in with CTranslate2",
+    )  # fmt: skip
     parser.add_argument("--beam-size", type=int, help="hypotheses kept; 1 is greedy")
     parser.add_argument("--length-penalty", type=float, help="exponent of the length; above 1 favours long ones")
     parser.add_argument("--api-keys", metavar="FILE", help="keys, one a line, of which requests must have one")
@@ -44,14 +66,14 @@ def add_serve(commands: Commands) -> None:
         "--max-batch-tokens",
         type=int,
         metavar="N",
-        help="tokens times beams of a batch; 1: no batching (default: 8192)",
+        help="tokens of a batch, what may be written counted, times beams; 1: no batching (default: 32768)",
     )
     batching.add_argument(
         "--max-wait-ms", type=float, metavar="MS", help="a request waits so long for company (default: 5)"
     )
     batching.add_argument(
         "--max-queue-tokens", type=int, metavar="N",
-        help="tokens times beams that wait for a model; more are answered with 429 (default: 200000)",
+        help="as many that wait for a model; more are answered with 429 (default: 800000)",
     )  # fmt: skip
     bounds = parser.add_argument_group("limits of a request")
     bounds.add_argument("--max-characters", type=int, metavar="N", help="of its texts (default: 50000)")
@@ -77,16 +99,24 @@ def _serve(options: argparse.Namespace) -> None:
     from bmscale.deployment.serving.models import open_models
     from bmscale.inference.translator import SearchOptions
 
-    limits, batches = _limits(options)
-    search = with_given(SearchOptions(), options)
+    with _names_of_options():
+        limits, batches = _limits(options)
+        search = with_given(SearchOptions(), options)
     keys = Keys.read(options.api_keys) if options.api_keys else None
     bound = bind(options.host, options.port)  # an address that is taken shows before models are loaded
     with bound:
         sites = Sites.of(options.allow_origin, options.allow_host, loopback=is_loopback(bound))
         metrics = Metrics()
-        models = open_models(
-            options.models, device=options.device, search=search, limits=batches, observer=metrics.observer
-        )
+        with _names_of_options():
+            models = open_models(
+                options.models,
+                backend=options.backend,
+                device=options.device,
+                compute_type=options.compute_type,
+                search=search,
+                limits=batches,
+                observer=metrics.observer,
+            )
         for (source, target), model in models.pairs.items():
             log.info("%s translates %s to %s", model.name, source, target)
         for name in models.language_models:
@@ -96,6 +126,18 @@ def _serve(options: argparse.Namespace) -> None:
         service = Service(models, limits, keys, metrics)
         run(make_app(service, sites), bound, limits)
         log.info("everything that was accepted is answered")
+
+
+@contextlib.contextmanager
+def _names_of_options() -> Iterator[None]:
+    """Mistakes are told by the names that the command line has."""
+    try:
+        yield
+    except BadInput as error:
+        name, colon, rest = str(error).partition(":")
+        if name not in _OPTIONS:
+            raise
+        raise BadInput(f"{_OPTIONS[name]}{colon}{rest}") from None
 
 
 def _limits(options: argparse.Namespace) -> tuple["Limits", "BatchLimits"]:

@@ -191,12 +191,7 @@ class TorchBackend:
         Raises BadInput for a folder that is damaged, a device that is not there or another compute type.
         """
         place = find_device(None if device == "auto" else device)
-        if compute_type not in _TYPES:
-            raise BadInput(
-                f"compute type: must be one of {', '.join(_TYPES)} with torch; got {compute_type}: int8 is computed by "
-                "CTranslate2, bmscale export MODEL --to ctranslate2"
-            )
-        return cls(load_model(folder, place, _TYPES[compute_type]))
+        return cls(load_model(folder, place, find_dtype(compute_type)))
 
     def search(
         self,
@@ -265,6 +260,16 @@ def _eager(model: Any) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(kernel)
+
+
+def find_dtype(compute_type: str) -> torch.dtype:
+    """What is computed in; float32 where it is auto. Raises BadInput for a type that PyTorch does not translate in."""
+    if compute_type not in _TYPES:
+        raise BadInput(
+            f"compute type: must be one of {', '.join(_TYPES)} with torch; got {compute_type}: int8 is computed by "
+            "CTranslate2, bmscale export MODEL --to ctranslate2"
+        )
+    return _TYPES[compute_type]
 
 
 def find_device(device: str | torch.device | None) -> torch.device:

@@ -80,7 +80,7 @@ class BatchLimits:
             if getattr(self, name) < 1:
                 raise BadInput(f"{name}: must be at least 1; got {getattr(self, name)}")
         if not 0 <= self.max_wait_seconds <= 10:
-            raise BadInput(f"max_wait_seconds: must be 0 to 10 seconds; got {self.max_wait_seconds:g}")
+            raise BadInput(f"max_wait_seconds: must be 0 to 10 s (10,000 ms); got {self.max_wait_seconds:g} s")
 
 
 class Observer(Protocol):

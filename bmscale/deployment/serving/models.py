@@ -14,6 +14,7 @@ from bmscale.inference.ctranslate2_folder import is_ctranslate2_folder, open_ctr
 from bmscale.inference.generator import Generation, Generator
 from bmscale.inference.sampling import SamplingOptions
 from bmscale.inference.search import check_search
+from bmscale.inference.torch_backend import find_dtype
 from bmscale.inference.translator import SearchOptions, Translator
 from bmscale.model.folder import open_model_folder
 
@@ -215,34 +216,38 @@ class Models:
 def open_models(
     folders: Sequence[str],
     *,
+    backend: str = "auto",
     device: str | None = None,
+    compute_type: str = "auto",
     search: SearchOptions | None = None,
     limits: BatchLimits | None = None,
     observer: ObserverOf | None = None,
 ) -> Models:
     """The models of folders of translation and of language models.
 
-    Raises BadInput as `open_model_folder` does, for a folder with pickles, for a model of another task, for a
-    translation model whose provenance names no languages, and for two models of one pair.
+    `backend`, `device` and `compute_type` are those of `Translator.from_pretrained`; language models have PyTorch
+    alone. Raises BadInput as that does, for a folder with pickles, for a model of another task, for a translation model
+    whose provenance names no languages, and for two models of one pair.
     """
     names = _names([Path(folder).expanduser() for folder in folders])
     models: list[TranslationModel | LanguageModel] = []
     for name, path in names.items():
         refuse_pickles(path)
         if is_ctranslate2_folder(path):
-            translator = Translator.from_pretrained(path, device=device or "auto")
+            translator = Translator.from_pretrained(path, backend, device or "auto", compute_type)
             provenance = open_ctranslate2_folder(path).provenance
             models.append(_translation(name, path, translator, provenance, search, limits, observer))
             continue
         folder = open_model_folder(path, task=None)
         if folder.task.name == "language_model":
-            models.append(
-                LanguageModel(name, Generator.from_pretrained(folder, device), limits=limits, observer=observer)
-            )
+            if backend == "ctranslate2":
+                raise BadInput(f"{path}: is a language model, which PyTorch alone serves; got backend {backend}")
+            generator = Generator.from_pretrained(folder, device, find_dtype(compute_type))
+            models.append(LanguageModel(name, generator, limits=limits, observer=observer))
             continue
         if folder.task.name != "translation":
             raise BadInput(f"{path}: must be a model of translation or a language model; got {folder.task.noun}")
-        translator = Translator.from_pretrained(folder, device=device or "auto")
+        translator = Translator.from_pretrained(folder, backend, device or "auto", compute_type)
         models.append(_translation(name, path, translator, folder.provenance, search, limits, observer))
     return Models.of(models)
 

@@ -1,10 +1,12 @@
 """What /openapi.json says of the routes whose bodies are read by hand."""
 
+from collections.abc import Sequence
 from typing import Any
 
 _ERRORS = {
-    400: "Invalid request", 401: "API key missing or invalid (OpenAI's routes)", 403: "Invalid API key",
-    404: "No such model", 408: "The body came too slowly", 413: "The body is too large",
+    400: "Invalid request", 401: "API key missing or invalid (OpenAI's routes)",
+    403: "Invalid API key, or a page of a site that may not ask",
+    404: "No such model", 408: "The body came too slowly", 413: "Too large, or too much for a request's time",
     415: "Neither JSON nor a form", 429: "Slow down", 500: "Failed", 503: "Too late, or shutting down",
 }  # fmt: skip
 _SOME_TEXT = {"type": "string", "minLength": 1}
@@ -28,20 +30,23 @@ def _operation(summary: str, body: dict[str, Any], answer: dict[str, Any], *, fo
     return {"summary": summary, "openapi_extra": {"requestBody": request}, "responses": responses}
 
 
-TRANSLATE = _operation(
-    "Translate text",
-    _object(
-        ["q", "source", "target"],
-        q=_SOME_TEXTS,
-        source={**_SOME_TEXT, "description": "code of a language, or auto"},
-        target=_SOME_TEXT,
-        format={"type": "string", "enum": ["text", "html"]},
-        alternatives={"type": "integer", "minimum": 0},
-        api_key={"type": "string"},
-    ),
-    _object(["translatedText"], translatedText=_TEXT_OR_TEXTS),
-    forms=True,
-)
+def translate(sources: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
+    """The route that translates from and into these languages."""
+    return _operation(
+        "Translate text",
+        _object(
+            ["q", "source", "target"],
+            q=_SOME_TEXTS,
+            source={"type": "string", "enum": list(sources), "description": "code of a language, or auto"},
+            target={"type": "string", "enum": list(targets), "description": "code of a language"},
+            format={"type": "string", "enum": ["text", "html"]},
+            alternatives={"type": "integer", "minimum": 0},
+            api_key={"type": "string"},
+        ),
+        _object(["translatedText"], translatedText=_TEXT_OR_TEXTS),
+        forms=True,
+    )
+
 
 DETECT = _operation(
     "Detect the language of a text",

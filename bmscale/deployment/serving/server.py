@@ -213,7 +213,9 @@ def make_app(service: Service, sites: Sites | None = None) -> ASGIApp:
 def _add_routes(app: FastAPI, service: Service) -> None:
     models = service.models
     if models.pairs:
-        app.post("/translate", **openapi.TRANSLATE)(service.translate)
+        sources = [*models.sources, *(["auto"] if service.detector.works else [])]
+        targets = list(dict.fromkeys(target for _, target in models.pairs))
+        app.post("/translate", **openapi.translate(sources, targets))(service.translate)
         app.post("/detect", **openapi.DETECT)(service.detect)
         app.get("/languages")(lambda: json_response(service.languages()))
     if models.language_models:

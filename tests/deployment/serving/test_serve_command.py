@@ -11,6 +11,7 @@ import zipfile
 
 import httpx
 import pytest
+import torch
 
 from bmscale import cli
 from bmscale.deployment.serving.models import open_models, refuse_pickles
@@ -112,14 +113,38 @@ def test_a_port_that_is_taken(en_de):
     ("arguments", "says"),
     [
         (["--port", "70000"], "0 (any that is free) to 65535"),
-        (["--timeout", "0"], "must be above 0"),
-        (["--max-batch-tokens", "0"], "at least 1"),
+        (["--timeout", "0"], "--timeout: must be above 0; got 0"),
+        (["--timeout", "1e9"], "--timeout: must be at most 86,400"),
+        (["--max-characters", "-1"], "--max-characters: must be above 0"),
+        (["--requests-per-minute", "nan"], "--requests-per-minute: must be above 0"),
+        (["--max-connections", "0"], "--max-connections: must be above 0"),
+        (["--max-batch-tokens", "0"], "--max-batch-tokens: must be at least 1"),
+        (["--max-queue-tokens", "0"], "--max-queue-tokens: must be at least 1"),
+        (["--max-wait-ms", "20000"], "--max-wait-ms: must be 0 to 10 s (10,000 ms); got 20 s"),
+        (["--beam-size", "0"], "--beam-size: must be a whole number of at least 1; got 0"),
+        (["--beam-size", "999", "--port", "0"], "--beam-size: must be at most 340, the pieces of the vocabulary"),
+        (["--allow-origin", "evil", "--port", "0"], "--allow-origin: must be * or the scheme and host"),
+        (["--allow-host", "a:80", "--port", "0"], "--allow-host: must be the name of a host"),
+        (["--compute-type", "int8", "--port", "0"], "--compute-type: must be one of auto, float32"),
+        (["--backend", "ctranslate2", "--port", "0"], "is no CTranslate2 folder; make one with bmscale export"),
         (["--api-keys", "/nowhere/keys"], "No such file"),
     ],
 )
 def test_options_that_cannot_be_used(en_de, capsys, arguments, says):
     assert cli.main(["serve", str(en_de), *arguments]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_backend_and_compute_type_are_passed_on(en_de, writer):
+    models = open_models([str(en_de), str(writer)], backend="torch", device="cpu", compute_type="bfloat16")
+    (translation,), (language,) = models.pairs.values(), models.language_models.values()
+    kinds = {translation._translators["de"].model.dtype, language.generator.model.dtype}
+    assert kinds == {torch.bfloat16}
+    models.close()
+    with pytest.raises(BadInput, match="is a language model, which PyTorch alone serves"):
+        open_models([str(writer)], backend="ctranslate2")
+    with pytest.raises(BadInput, match="compute type: must be one of"):
+        open_models([str(writer)], compute_type="int8")
 
 
 def test_only_this_machine_unless_told():

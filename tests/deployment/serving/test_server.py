@@ -127,6 +127,14 @@ def test_html_keeps_its_tags(client, translator):
     assert answer == {"translatedText": f'<p class="a">{escaped}</p><!-- x --><b>{second}</b>'}
 
 
+def test_the_schema_has_the_languages(client):
+    body = client.get("/openapi.json").json()["paths"]["/translate"]["post"]["requestBody"]["content"]
+    for kind in body.values():
+        properties = kind["schema"]["properties"]
+        assert properties["source"]["enum"] == ["en", "de", "auto"]
+        assert properties["target"]["enum"] == ["de", "en", "fr"]
+
+
 def test_settings_health_and_page(client):
     settings = client.get("/frontend/settings").json()
     assert settings["language"]["source"] == {"code": "en", "name": "English"}
