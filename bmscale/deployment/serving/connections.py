@@ -11,8 +11,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 log = logging.getLogger("bmscale")
 
-# Files that are no connections: models, logs, the event loop's own.
-_OTHER_FILES = 128
+BACKLOG = 128
+"""Connections that wait to be taken; the event loop takes so many in one round."""
+# Files that do not count as connections: those of the few rounds until one is counted and another one's file is given
+# back for it, and models, logs, the event loop's own.
+_OTHER_FILES = 4 * BACKLOG + 128
 _PROBE_SECONDS = 0.5
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\nconnection: close\r\n"

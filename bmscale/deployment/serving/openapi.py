@@ -11,6 +11,7 @@ _ERRORS = {
 }  # fmt: skip
 _SOME_TEXT = {"type": "string", "minLength": 1}
 _SOME_TEXTS = {"oneOf": [_SOME_TEXT, {"type": "array", "minItems": 1, "items": {"type": "string"}}]}
+_KEY = {"description": "looked at where the server has keys"}
 _TEXT_OR_TEXTS = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 
 
@@ -41,7 +42,7 @@ def translate(sources: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
             target={"type": "string", "enum": list(targets), "description": "code of a language"},
             format={"type": "string", "enum": ["text", "html"]},
             alternatives={"type": "integer", "minimum": 0},
-            api_key={"type": "string"},
+            api_key=_KEY,
         ),
         _object(["translatedText"], translatedText=_TEXT_OR_TEXTS),
         forms=True,
@@ -50,7 +51,7 @@ def translate(sources: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
 
 DETECT = _operation(
     "Detect the language of a text",
-    _object(["q"], q=_SOME_TEXT, api_key={"type": "string"}),
+    _object(["q"], q=_SOME_TEXT, api_key=_KEY),
     {
         "type": "array",
         "items": _object(["confidence", "language"], confidence={"type": "number"}, language={"type": "string"}),

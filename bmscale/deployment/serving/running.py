@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from bmscale.deployment.serving.connections import Connection, RareErrors, affordable, connections_of
+from bmscale.deployment.serving.connections import BACKLOG, Connection, RareErrors, affordable, connections_of
 from bmscale.deployment.serving.limits import Limits
 from bmscale.errors import BadInput
 
@@ -28,7 +28,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-        bound.listen(1024)  # until then another server may bind it as well
+        bound.listen(BACKLOG)  # until then another server may bind it as well
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadInput(f"--host {host} --port {port}: cannot be served on: {reason}; give another") from None
@@ -65,6 +65,7 @@ def make_server(app: ASGIApp, limits: Limits, patience_seconds: float = Connecti
     config = uvicorn.Config(
         app,
         http=connections_of(affordable(limits.max_connections), patience_seconds),
+        backlog=BACKLOG,
         access_log=False,  # it would have the query, which may be text
         log_config=None,
         log_level="error",  # there is a warning for every request that is no HTTP

@@ -167,11 +167,11 @@ def test_accept_errors_are_said_once(caplog):
     ("soft", "hard", "room", "raised"),
     [
         (4096, 4096, 1000, None),
-        (1024, 4096, 1000, 1128),
-        (256, 528, 400, 528),
-        (256, 256, 128, None),
+        (1024, 4096, 1000, 1640),
+        (256, 1040, 400, 1040),
+        (740, 740, 100, None),
         (100, 100, 1, None),
-        (256, resource.RLIM_INFINITY, 1000, 1128),
+        (256, resource.RLIM_INFINITY, 1000, 1640),
     ],
 )
 def test_no_more_connections_than_files(monkeypatch, soft, hard, room, raised):
