@@ -35,14 +35,18 @@ class Answer:
 
 def post(path: str, body: bytes, kind: str = "application/json", *more: str) -> bytes:
     """A request as bytes."""
-    head = [f"POST {path} HTTP/1.1", "Host: test", f"Content-Type: {kind}", f"Content-Length: {len(body)}", *more]
+    head = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Type: {kind}", f"Content-Length: {len(body)}", *more]
     return "\r\n".join(head).encode() + b"\r\n\r\n" + body
 
 
 def chunked(path: str, chunks: Sequence[bytes]) -> bytes:
     """A request whose length is not said beforehand."""
-    head = f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-    return head.encode() + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in (*chunks, b""))
+    head = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Transfer-Encoding: chunked"]
+    return (
+        "\r\n".join(head).encode()
+        + b"\r\n\r\n"
+        + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in (*chunks, b""))
+    )
 
 
 class Connection:
@@ -149,8 +153,8 @@ def bad(max_body_bytes: int, turn: int, draw: random.Random) -> Asked:
         Asked(of(q=["x"] * 2_000), 400),
         Asked(post("/translate", b"hello", "text/plain"), 415),
         Asked(post("/../../etc/passwd", b"{}"), 404),
-        Asked(b"GET /translate HTTP/1.1\r\nHost: test\r\n\r\n", 405),
-        Asked(b"GET /%2e%2e/%2e%2e/etc/passwd HTTP/1.1\r\nHost: test\r\n\r\n", 404),
+        Asked(b"GET /translate HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
+        Asked(b"GET /%2e%2e/%2e%2e/etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
         Asked(b"RUBBISH\r\n\r\n", 400),
         Asked(post("/translate", b"", "application/json", "Content-Length: x"), 400),
         Asked(post("/translate", large + large), 413),
@@ -210,7 +214,7 @@ def _check(asked: Asked, answer: Answer, outcome: Outcome) -> None:
 async def metrics(port: int) -> dict[str, float]:
     """What /metrics says, by name with labels."""
     connection = Connection(port)
-    answer = await connection.ask(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
+    answer = await connection.ask(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
     connection.close()
     lines = [line for line in answer.body.decode().splitlines() if not line.startswith("#")]
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}

@@ -273,7 +273,8 @@ def test_work_beside_the_batches_counts_in_the_queue(model):
 
 
 def test_a_batch_that_nobody_waits_for_can_end_early():
-    going, steps = threading.Event(), []
+    going = threading.Event()
+    steps: list[int] = []
 
     def run(key: Any, payloads: list[str]) -> list[str]:
         while "long" in payloads:
