@@ -153,11 +153,11 @@ class Running:
 
     def __init__(self, service: Service, sites: Sites | None = None, patience_seconds: float = 10.0) -> None:
         self.service = service
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._socket.getsockname()[1])
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self.socket.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self._server = make_server(make_app(service, sites), service.limits, patience_seconds)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self.socket]})
         self._thread.start()
         while not self._server.started:
             time.sleep(0.01)
