@@ -143,4 +143,5 @@ def test_batching_is_worth_it(en_de, pytestconfig):
     if not pytestconfig.getoption("--full"):
         pytest.skip("a measurement: --full")
     texts = [f"{sentence} {n}" for n in range(40) for sentence in SENTENCES]
-    assert report(measure(str(en_de), texts, requests=600, clients=32, rounds=1)) > 2
+    found = measure(str(en_de), texts, languages=("en", "de"), requests=600, clients=32, rounds=1)
+    assert report(found, "batching", "one by one") > 2
