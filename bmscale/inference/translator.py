@@ -319,7 +319,7 @@ class Translator:
         """Which pieces of its source each piece of a target looks at, for each pair (see `Backend.attention`).
 
         A target is encoded anew, so its pieces may be cut otherwise than the search had them. Nothing is split. Raises
-        BadInput as `score` does. With PyTorch not for two threads at once.
+        BadInput as `score` does.
         """
         source_ids, target_ids = self._pairs(sources, targets)
         found = self.backend.attention(source_ids, target_ids)

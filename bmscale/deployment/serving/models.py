@@ -10,7 +10,12 @@ from typing import Any
 from bmscale.data.framing import document_ids
 from bmscale.deployment.serving.batching import Batcher, BatchLimits, Observer, Unit
 from bmscale.errors import BadInput
-from bmscale.inference.ctranslate2_folder import is_ctranslate2_folder, open_ctranslate2_folder
+from bmscale.inference.ctranslate2_folder import (
+    LANGUAGE_MODEL,
+    is_ctranslate2_folder,
+    kind_of,
+    open_ctranslate2_folder,
+)
 from bmscale.inference.generator import Generation, Generator
 from bmscale.inference.sampling import SamplingOptions
 from bmscale.inference.translator import SearchOptions, Translator
@@ -122,7 +127,7 @@ class LanguageModel:
         observer: ObserverOf | None = None,
     ) -> None:
         self.name, self.generator = name, generator
-        self.positions = int(generator.model.config.max_position_embeddings)
+        self.positions = generator.positions
         self.batcher = Batcher(name, self._run, limits, observer(name) if observer else None)
 
     def prompt_tokens(self, prompt: str) -> int:
@@ -215,6 +220,10 @@ def open_models(
     models: list[TranslationModel | LanguageModel] = []
     for name, path in names.items():
         refuse_pickles(path)
+        if is_ctranslate2_folder(path) and kind_of(path) == LANGUAGE_MODEL:
+            generator = Generator.from_pretrained(path, device=device or "auto")
+            models.append(LanguageModel(name, generator, limits=limits, observer=observer))
+            continue
         if is_ctranslate2_folder(path):
             translator = Translator.from_pretrained(path, device=device or "auto")
             provenance = open_ctranslate2_folder(path).provenance
@@ -222,9 +231,8 @@ def open_models(
             continue
         folder = open_model_folder(path, task=None)
         if folder.task.name == "language_model":
-            models.append(
-                LanguageModel(name, Generator.from_pretrained(folder, device), limits=limits, observer=observer)
-            )
+            generator = Generator.from_pretrained(folder, device=device or "auto")
+            models.append(LanguageModel(name, generator, limits=limits, observer=observer))
             continue
         if folder.task.name != "translation":
             raise BadInput(f"{path}: must be a model of translation or a language model; got {folder.task.noun}")
