@@ -136,7 +136,7 @@ class _Row:
         for expected, logits_V in zip(draft, logits, strict=False):
             ids_1T = torch.tensor([[*self.prompt, *self.written]])
             scores_1V = torch.from_numpy(logits_V.astype(np.float32, copy=False))[None]
-            token = int(self._processors(ids_1T, scores_1V)[0].argmax())  # type: ignore[arg-type]
+            token = int(self._processors(ids_1T, scores_1V)[0].argmax())
             self.written.append(token)
             self.is_done = token == EOS or self.room < 1
             if self.is_done or token != expected:

@@ -112,9 +112,14 @@ def test_both_backends_write_the_same(generator, ctranslate2, options):
 def test_both_backends_draw_the_same_samples(generator, ctranslate2, monkeypatch):
     options = SamplingOptions(max_new_tokens=40, temperature=0.2, seed=3)
     expected = generator.generate(PROMPTS[:3], options, samples=4)
-    calls = []
-    draft = ctranslate2.backend._drafts
-    monkeypatch.setattr(ctranslate2.backend, "_drafts", lambda *given: calls.append(given[1]) or draft(*given))
+    calls: list[int] = []
+    drafts = ctranslate2.backend._drafts
+
+    def counted(batch, most, never):
+        calls.append(most)
+        return drafts(batch, most, never)
+
+    monkeypatch.setattr(ctranslate2.backend, "_drafts", counted)
     assert ctranslate2.generate(PROMPTS[:3], options, samples=4) == expected
     assert max(calls) > 4  # drafts grow where they are right
     monkeypatch.setattr(ctranslate2_language_model, "_MOST_LOGITS", 1)
