@@ -10,7 +10,13 @@ from typing import Any
 from bmscale.data.framing import document_ids
 from bmscale.deployment.serving.batching import Batcher, BatchLimits, Observer, Unit
 from bmscale.errors import BadInput
-from bmscale.inference.ctranslate2_folder import is_ctranslate2_folder, open_ctranslate2_folder
+from bmscale.inference.alignment import Alignment
+from bmscale.inference.ctranslate2_folder import (
+    LANGUAGE_MODEL,
+    is_ctranslate2_folder,
+    kind_of,
+    open_ctranslate2_folder,
+)
 from bmscale.inference.generator import Generation, Generator
 from bmscale.inference.sampling import SamplingOptions
 from bmscale.inference.translator import SearchOptions, Translator
@@ -51,6 +57,18 @@ class Search:
     target: str
     n: int
     """Hypotheses of each text."""
+    aligned: bool = False
+    """Whether the words of the best one are to be linked to those of the text."""
+
+
+@dataclass(frozen=True)
+class Translated:
+    """What comes of a unit."""
+
+    texts: list[str]
+    """At most n, best first."""
+    alignment: Alignment | None = None
+    """Of words; None where none was asked for, and where the model cannot tell."""
 
 
 class TranslationModel:
@@ -86,19 +104,36 @@ class TranslationModel:
         """A text as parts that are one search each."""
         return next(iter(self._translators.values())).split(text)  # all have tags of the same length
 
-    def units(self, parts: Sequence[str], target: str, n: int) -> list[Unit]:
-        """Work for the queue: its results are lists of at most n texts, best first."""
-        beams = max(self.search.beam_size, n)
+    def units(self, parts: Sequence[str], target: str, n: int, *, aligned: bool = False) -> list[Unit]:
+        """Work for the queue; each result is a Translated."""
+        passes = max(self.search.beam_size, n) + aligned
         encoded = self._tokenizer.encode_batch(list(parts))
-        return [Unit(part, (len(ids) + 1) * beams, Search(target, n)) for part, ids in zip(parts, encoded, strict=True)]
+        search = Search(target, n, aligned)
+        return [Unit(part, (len(ids) + 1) * passes, search) for part, ids in zip(parts, encoded, strict=True)]
 
-    def _run(self, search: Search, texts: list[str]) -> list[list[str]]:
+    def _run(self, search: Search, texts: list[str]) -> list[Translated]:
         options = replace(self.search, beam_size=max(self.search.beam_size, search.n))
         translator = self._translators[search.target]
         if search.n == 1:
-            return [[text] for text in translator.translate(texts, **vars(options))]
-        found = translator.translate_n_best(texts, search.n, **vars(options))
-        return [[hypothesis.text for hypothesis in hypotheses] for hypotheses in found]
+            found = [[text] for text in translator.translate(texts, **vars(options))]
+        else:
+            lists = translator.translate_n_best(texts, search.n, **vars(options))
+            found = [[hypothesis.text for hypothesis in hypotheses] for hypotheses in lists]
+        if not search.aligned:
+            return [Translated(one) for one in found]
+        alignments = _alignments(translator, texts, [one[0] for one in found])
+        return [Translated(*pair) for pair in zip(found, alignments, strict=True)]
+
+
+def _alignments(translator: Translator, sources: list[str], targets: list[str]) -> list[Alignment | None]:
+    """Of words, for each pair; None for one that is too long for the model's positions, spelt anew."""
+    try:
+        return list(translator.align_words(sources, targets))
+    except BadInput:
+        if len(sources) == 1:
+            return [None]
+        pairs = zip(sources, targets, strict=True)
+        return [one for source, target in pairs for one in _alignments(translator, [source], [target])]
 
 
 @dataclass(frozen=True)
@@ -122,7 +157,7 @@ class LanguageModel:
         observer: ObserverOf | None = None,
     ) -> None:
         self.name, self.generator = name, generator
-        self.positions = int(generator.model.config.max_position_embeddings)
+        self.positions = generator.positions
         self.batcher = Batcher(name, self._run, limits, observer(name) if observer else None)
 
     def prompt_tokens(self, prompt: str) -> int:
@@ -215,6 +250,10 @@ def open_models(
     models: list[TranslationModel | LanguageModel] = []
     for name, path in names.items():
         refuse_pickles(path)
+        if is_ctranslate2_folder(path) and kind_of(path) == LANGUAGE_MODEL:
+            generator = Generator.from_pretrained(path, device=device or "auto")
+            models.append(LanguageModel(name, generator, limits=limits, observer=observer))
+            continue
         if is_ctranslate2_folder(path):
             translator = Translator.from_pretrained(path, device=device or "auto")
             provenance = open_ctranslate2_folder(path).provenance
@@ -222,9 +261,8 @@ def open_models(
             continue
         folder = open_model_folder(path, task=None)
         if folder.task.name == "language_model":
-            models.append(
-                LanguageModel(name, Generator.from_pretrained(folder, device), limits=limits, observer=observer)
-            )
+            generator = Generator.from_pretrained(folder, device=device or "auto")
+            models.append(LanguageModel(name, generator, limits=limits, observer=observer))
             continue
         if folder.task.name != "translation":
             raise BadInput(f"{path}: must be a model of translation or a language model; got {folder.task.noun}")

@@ -28,6 +28,14 @@ def _operation(summary: str, body: dict[str, Any], answer: dict[str, Any], *, fo
     return {"summary": summary, "openapi_extra": {"requestBody": request}, "responses": responses}
 
 
+# [target word, source word, weight], words counted from 0
+_LINK = {"type": "array", "minItems": 3, "maxItems": 3, "items": {"type": "number"}}
+_WORDS = {"type": "array", "items": {"type": "string"}}
+_ALIGNMENT = _object(
+    ["source", "target", "links"], source=_WORDS, target=_WORDS, links={"type": "array", "items": _LINK}
+)
+_ALIGNMENTS = {"type": "array", "items": {"oneOf": [_ALIGNMENT, {"type": "null"}]}}
+
 TRANSLATE = _operation(
     "Translate text",
     _object(
@@ -37,9 +45,17 @@ TRANSLATE = _operation(
         target=_SOME_TEXT,
         format={"type": "string", "enum": ["text", "html"]},
         alternatives={"type": "integer", "minimum": 0},
+        alignments={"type": "boolean", "description": "links between the words of text and translation"},
         api_key={"type": "string"},
     ),
-    _object(["translatedText"], translatedText=_TEXT_OR_TEXTS),
+    _object(
+        ["translatedText"],
+        translatedText=_TEXT_OR_TEXTS,
+        alignments={
+            "oneOf": [_ALIGNMENTS, {"type": "array", "items": _ALIGNMENTS}],
+            "description": "where they were asked for: of each part that was translated by itself, in order",
+        },
+    ),
     forms=True,
 )
 

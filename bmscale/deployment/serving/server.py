@@ -36,6 +36,7 @@ PAGE = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/alignment.js": ("alignment.js", "text/javascript"),
 }
 _SAFETY = {
     "content-security-policy": "default-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
