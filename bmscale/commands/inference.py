@@ -51,6 +51,11 @@ def add_translate(commands: Commands) -> None:
         help="draw which source pieces each piece was made of (.png, .svg or .pdf; the first 12 translations)",
     )
     add_search(parser)
+    _add_backend(parser)
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    """Options for the engine that opens a folder."""
     parser.add_argument("--backend", default="auto", help="torch or ctranslate2 (default: what the folder is of)")
     parser.add_argument(
         "--compute-type",
@@ -145,7 +150,9 @@ def add_generate(commands: Commands) -> None:
         "One prompt's text is shown as it is written, those of several as a JSON object a line",
         _generate,
     )
-    parser.add_argument("model", metavar="MODEL", help="a model folder, such as runs/toy/model/best")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a model folder, such as runs/toy/model/best, or one exported to ctranslate2"
+    )
     parser.add_argument("--prompt", metavar="TEXT", help="the one prompt; may be empty")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens of a text (default: 100)")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 takes the most probable token (default: 1)")
@@ -162,6 +169,7 @@ def add_generate(commands: Commands) -> None:
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="texts a prompt (default: 1)")
     parser.add_argument("--json", action="store_true", help='{"prompt": …, "text": …} a line, for one prompt too')
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    _add_backend(parser)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -174,7 +182,9 @@ def _generate(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     sampling = SamplingOptions(**given)
     check_samples(options.samples, sampling)
-    generator = Generator.from_pretrained(options.model, device=options.device)
+    generator = Generator.from_pretrained(
+        options.model, options.backend, options.device or "auto", options.compute_type
+    )
     prompts = stdin_lines() if options.prompt is None else iter([options.prompt])
     at_terminal = options.prompt is None and sys.stdin.isatty()
     first = [] if at_terminal else list(islice(prompts, 2))

@@ -1,8 +1,11 @@
 """Which tokens of a source a translation was made of, as cross-attention has it, and pictures of that."""
 
 import math
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ PICTURES = (".png", ".svg", ".pdf")
 MOST_PICTURED = 12
 """Sentences in one picture."""
 _MOST_PIECES = 80  # a side: more are no picture any more
+_SPACE, _BYTE = "\u2581", re.compile("<0x([0-9A-F]{2})>")
 _CELL, _COLUMNS = 0.24, 2  # inches, panels side by side
 
 
@@ -29,6 +33,27 @@ class Alignment:
     def best(self) -> list[int]:
         """For each target piece the index of the source piece that it looks at most."""
         return [int(place) for place in self.weights.argmax(axis=1)] if self.source else []
+
+    def words(self, *, source_spaces: bool = True, target_spaces: bool = True, tags: int = 0) -> "Alignment":
+        """The same of words, spelt as in the text: of a target word the mean over its pieces, of a source word the sum.
+
+        Punctuation stands apart. In a language that is written without spaces a word is a piece, and in any the bytes
+        of a character stay together. The first `tags` pieces of the source are left out.
+        """
+        sources = _words(self.source[tags:], spaces=source_spaces)
+        targets = _words(self.target, spaces=target_spaces)
+        if not sources or not targets:
+            weights_TS = np.zeros((len(targets), len(sources)))
+        else:
+            by_source = np.add.reduceat(self.weights[:, tags:], [word.start for word in sources], axis=1)
+            sizes = np.array([[len(word)] for word in targets])
+            weights_TS = np.add.reduceat(by_source, [word.start for word in targets], axis=0) / sizes
+        spelt_source, spelt_target = self.source[tags:], self.target
+        return Alignment(
+            [_spelt(spelt_source[word.start : word.stop]) for word in sources],
+            [_spelt(spelt_target[word.start : word.stop]) for word in targets],
+            weights_TS,
+        )
 
 
 def check_picture(path: Path) -> None:
@@ -74,3 +99,29 @@ def draw_alignments(alignments: Sequence[Alignment], path: Path) -> int:
 def _shown(pieces: Sequence[str]) -> list[str]:
     """Pieces as labels: a bar before a word for a mark that few fonts have, and no dollar, which begins a formula."""
     return [piece.replace("\u2581", "_").replace("$", r"\$") for piece in pieces]
+
+
+def _words(pieces: Sequence[str], *, spaces: bool) -> list[range]:
+    """Which pieces make up each word."""
+    starts: list[int] = []
+    for place, piece in enumerate(pieces):
+        before = pieces[place - 1] if place else ""
+        apart = piece.startswith(_SPACE) or _is_mark(piece) or _is_mark(before) or not spaces
+        inside = before == _SPACE or (_BYTE.fullmatch(piece) and _BYTE.fullmatch(before))
+        if not place or (apart and not inside):
+            starts.append(place)
+    return [range(start, stop) for start, stop in pairwise([*starts, len(pieces)])]
+
+
+def _is_mark(piece: str) -> bool:
+    """Whether it is of punctuation and symbols alone, but for those that stand inside words."""
+    letters = piece.lstrip(_SPACE)
+    return bool(letters) and all(unicodedata.category(letter)[0] in "PS" and letter not in "'’-" for letter in letters)
+
+
+def _spelt(pieces: Sequence[str]) -> str:
+    """The text of pieces, without the spaces around it."""
+    spelt = b"".join(
+        bytes([int(byte[1], 16)]) if (byte := _BYTE.fullmatch(piece)) else piece.encode() for piece in pieces
+    )
+    return spelt.decode(errors="replace").replace(_SPACE, " ").strip()

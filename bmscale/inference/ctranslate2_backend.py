@@ -14,12 +14,7 @@ import numpy as np
 
 from bmscale.data.tokenizer import EOS
 from bmscale.errors import BadInput
-from bmscale.inference.ctranslate2_folder import (
-    COMPUTE_TYPES,
-    CTranslate2Folder,
-    import_ctranslate2,
-    open_ctranslate2_folder,
-)
+from bmscale.inference.ctranslate2_folder import CTranslate2Folder, open_ctranslate2_folder, open_engine
 from bmscale.inference.prefix import Prefix
 from bmscale.inference.search import SearchOptions, check_search
 
@@ -33,20 +28,8 @@ class CTranslate2Backend:
     name = "ctranslate2"
 
     def __init__(self, folder: CTranslate2Folder, device: str = "auto", compute_type: str = "auto") -> None:
-        """`device`: cpu, cuda, cuda:1, or auto for a GPU where there is one. `compute_type`: one of COMPUTE_TYPES, or
-        auto for what the matrices are kept in, as far as the device can.
-
-        Raises BadInput where ctranslate2 is not installed, or the device or compute type cannot be had.
-        """
-        package = import_ctranslate2()
-        kind, index = _device(device)
-        if compute_type not in ("auto", *COMPUTE_TYPES):
-            raise BadInput(f"compute type: must be auto or one of {', '.join(COMPUTE_TYPES)}; got {compute_type}")
-        wanted = "default" if compute_type == "auto" else compute_type
-        try:
-            self.translator = package.Translator(str(folder.path), kind, device_index=index, compute_type=wanted)
-        except (RuntimeError, ValueError) as error:
-            raise BadInput(f"{folder.path}: CTranslate2 cannot use it on {device}: {error}") from None
+        """Raises BadInput as `open_engine` does."""
+        self.translator = open_engine(folder, device, compute_type)
         self._pieces = folder.tokenizer.pieces(range(folder.tokenizer.vocabulary_size))
         self._ids = {piece: number for number, piece in enumerate(self._pieces)}
         self._positions = folder.max_position_embeddings
@@ -261,11 +244,3 @@ def _batches(
             most = max(1, _MOST_SLOTS // (len(sources[alike[0]]) + length + 1))
             yield length, alike[:most]
             alike = alike[most:]
-
-
-def _device(device: str) -> tuple[str, int]:
-    """Kind and index, as CTranslate2 wants them."""
-    kind, _, index = str(device).partition(":")
-    if kind not in ("auto", "cpu", "cuda") or not (index.isdigit() or not index) or (index and kind != "cuda"):
-        raise BadInput(f"device: must be auto, cpu, cuda, or cuda:1 and so on, for CTranslate2; got {device}")
-    return kind, int(index or 0)

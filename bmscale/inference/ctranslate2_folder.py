@@ -76,7 +76,10 @@ def open_ctranslate2_folder(path: str | Path, kind: str = TRANSLATOR) -> CTransl
     except OSError as error:
         raise BadInput(f"{error.filename or path}: cannot be read: {error.strerror}") from None
     if found != kind:
-        raise BadInput(f"{path / MODEL}: must be a {kind}; got a {found}")
+        use = {TRANSLATOR: "; `bmscale translate` uses it", LANGUAGE_MODEL: "; `bmscale generate` uses it"}.get(
+            found, ""
+        )
+        raise BadInput(f"{path / MODEL}: must be a {kind}; got a {found}{use}")
     record = provenance.get("ctranslate2")
     places = record.get("max_position_embeddings") if isinstance(record, dict) else None
     if not isinstance(record, dict) or not isinstance(places, int) or places < 2:
@@ -106,3 +109,25 @@ def kind_of(folder: Path) -> str:
         if version <= 6 and 1 < length < 48 and name.isalnum():
             return name.decode("ascii")
     raise BadInput(f"{path}: damaged, or no CTranslate2 model: its first bytes are not those of one; copy it again")
+
+
+def open_engine(folder: CTranslate2Folder, device: str = "auto", compute_type: str = "auto") -> Any:
+    """CTranslate2's Translator or Generator of a folder.
+
+    `device`: cpu, cuda, cuda:1, or auto for a GPU where there is one. `compute_type`: one of COMPUTE_TYPES, or auto for
+    what the matrices are kept in, as far as the device can.
+
+    Raises BadInput where ctranslate2 is not installed, or the device or compute type cannot be had.
+    """
+    package = import_ctranslate2()
+    kind, _, index = str(device).partition(":")
+    if kind not in ("auto", "cpu", "cuda") or not (index.isdigit() or not index) or (index and kind != "cuda"):
+        raise BadInput(f"device: must be auto, cpu, cuda, or cuda:1 and so on, for CTranslate2; got {device}")
+    if compute_type not in ("auto", *COMPUTE_TYPES):
+        raise BadInput(f"compute type: must be auto or one of {', '.join(COMPUTE_TYPES)}; got {compute_type}")
+    wanted = "default" if compute_type == "auto" else compute_type
+    engine = package.Translator if folder.kind == TRANSLATOR else package.Generator
+    try:
+        return engine(str(folder.path), kind, device_index=int(index or 0), compute_type=wanted)
+    except (RuntimeError, ValueError) as error:
+        raise BadInput(f"{folder.path}: CTranslate2 cannot use it on {device}: {error}") from None

@@ -4,18 +4,15 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import GenerationConfig
-from transformers.generation.streamers import BaseStreamer
+from typing import Any, Protocol
 
 from bmscale.data.framing import document_ids, document_text
 from bmscale.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from bmscale.errors import BadInput
+from bmscale.inference.backends import open_language_model
 from bmscale.inference.sampling import SamplingOptions
-from bmscale.inference.torch_backend import find_device
-from bmscale.model.folder import ModelFolder, load_model, open_model_folder
+from bmscale.inference.torch_language_model import TorchLanguageModel
+from bmscale.model.folder import ModelFolder
 
 _MOST_SAMPLES = 10_000
 _REPLACEMENT = "\ufffd"
@@ -33,6 +30,31 @@ class Generation:
     """Whether the model ended it with </s>, and not the most tokens that it may have."""
 
 
+class LanguageModel(Protocol):
+    """A decoder that is loaded into some engine."""
+
+    name: str
+    """As `--backend` has it."""
+    positions: int
+    """The most tokens of a prompt and what is written behind it, <s> counted."""
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samples: Sequence[int],
+        limits: Sequence[int],
+        options: SamplingOptions,
+        never: Sequence[int],
+        out: Callable[[int], None] | None = None,
+    ) -> list[list[int]]:
+        """What is written behind each prompt (ids with <s>), at most so many tokens each; </s> is the last of a text
+        that ended. The tokens `never` are not chosen, and `samples` tells rows of one prompt apart.
+
+        What comes out for one row does not depend on the others, but for rounding. `out` is given each token of the
+        only row, </s> too, as soon as it is sure; what it raises ends the writing.
+        """
+
+
 class Generator:
     """A language model folder as a function from prompts to texts. Any prompt is fine, also an empty one.
 
@@ -41,25 +63,33 @@ class Generator:
     """
 
     def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        """`model`: a decoder of bmscale.model, or a LanguageModel."""
+        self.backend: LanguageModel = model if hasattr(model, "write") else TorchLanguageModel(model)
+        self.tokenizer = tokenizer
         pieces = tokenizer.pieces(range(tokenizer.vocabulary_size))
         self._never = [BOS, PAD, UNK, *(number for number, piece in enumerate(pieces) if piece == "<mask>")]
 
+    @property
+    def model(self) -> Any:
+        """The transformers model. Raises AttributeError where there is none, with CTranslate2."""
+        return self.backend.model  # type: ignore[attr-defined]
+
+    @property
+    def positions(self) -> int:
+        """The most tokens of a prompt and what is written behind it, <s> counted."""
+        return self.backend.positions
+
     @classmethod
     def from_pretrained(
-        cls,
-        folder: str | Path | ModelFolder,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        cls, path: str | Path | ModelFolder, backend: str = "auto", device: Any = "auto", compute_type: str = "auto"
     ) -> "Generator":
-        """Open a model folder; `device` is a GPU where there is one, `dtype` float32 unless given.
+        """Open a model folder with PyTorch, or with CTranslate2 a folder that was exported to ctranslate2.
 
-        Raises BadInput for a folder that is damaged or of another task, or a device that is not there.
+        The arguments are those of `Translator.from_pretrained`. Raises BadInput for a folder that is damaged, of
+        another task or of another backend, a device that is not there, or a compute type that the device or backend
+        does not have.
         """
-        place = find_device(device)
-        if not isinstance(folder, ModelFolder):
-            folder = open_model_folder(folder, "language_model")
-        return cls(load_model(folder, place, dtype), Tokenizer.load(folder.tokenizer))
+        return cls(*open_language_model(path, backend, device, compute_type))
 
     def generate(
         self,
@@ -97,7 +127,7 @@ class Generator:
         ids = self._prompt_ids(prompt)
         out(prompt)
         parts = _Parts(lambda written: self._text(ids, written), out)
-        (result,) = self._write([(ids, sample)], options or SamplingOptions(), parts)
+        (result,) = self._write([(ids, sample)], options or SamplingOptions(), parts.add)
         parts.finish(result.text)
         return result
 
@@ -118,7 +148,7 @@ class Generator:
 
     def _prompt_ids(self, prompt: str, number: int = 1) -> list[int]:
         ids = document_ids(self.tokenizer, prompt)[:-1]
-        most = self.model.config.max_position_embeddings - 1
+        most = self.positions - 1
         if len(ids) > most:
             raise BadInput(
                 f"prompt {number}: must have at most {most:,} tokens, <s> counted, so that the model's "
@@ -128,7 +158,7 @@ class Generator:
 
     def _limit(self, prompt: Sequence[int], options: SamplingOptions) -> int:
         """The most tokens behind a prompt."""
-        return min(options.max_new_tokens, int(self.model.config.max_position_embeddings) - len(prompt))
+        return min(options.max_new_tokens, self.positions - len(prompt))
 
     def _batches(
         self, rows: Sequence[tuple[list[int], int]], options: SamplingOptions, max_batch_tokens: int
@@ -146,30 +176,15 @@ class Generator:
         return batches
 
     def _write(
-        self, rows: Sequence[tuple[list[int], int]], options: SamplingOptions, streamer: BaseStreamer | None = None
+        self,
+        rows: Sequence[tuple[list[int], int]],
+        options: SamplingOptions,
+        out: Callable[[int], None] | None = None,
     ) -> list[Generation]:
-        """One batch of prompts and sample numbers through transformers' `generate`."""
+        """One batch of prompts and sample numbers."""
         prompts, samples = [prompt for prompt, _ in rows], [sample for _, sample in rows]
-        width = max(map(len, prompts))
-        input_BT = torch.full((len(rows), width), PAD)
-        real_BT = torch.zeros_like(input_BT)
-        for row, prompt in enumerate(prompts):
-            input_BT[row, width - len(prompt) :] = torch.tensor(prompt)
-            real_BT[row, width - len(prompt) :] = 1
         limits = [self._limit(prompt, options) for prompt in prompts]
-        most = max(limits)
-        config = GenerationConfig(
-            do_sample=False, max_length=width + most, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD
-        )
-        with torch.inference_mode():
-            output_BT = self.model.generate(
-                input_ids=input_BT.to(self.model.device),
-                attention_mask=real_BT.to(self.model.device),
-                generation_config=config,
-                logits_processor=options.processors(prompts, samples, most, self._never),
-                streamer=streamer,
-            )
-        written = [row[:limit] for row, limit in zip(output_BT[:, width:].tolist(), limits, strict=True)]
+        written = self.backend.write(prompts, samples, limits, options, self._never, out)
         return [self._generation(prompt, ids) for prompt, ids in zip(prompts, written, strict=True)]
 
     def _generation(self, prompt: list[int], written: list[int]) -> Generation:
@@ -184,8 +199,8 @@ class Generator:
         return whole[len(before) :] if whole.startswith(before) else document_text(self.tokenizer, written)
 
 
-class _Parts(BaseStreamer):
-    """Takes tokens from `generate` and gives out the text that is sure.
+class _Parts:
+    """Takes tokens as they are written and gives out the text that is sure.
 
     A character that the vocabulary lacks is spelt in up to four tokens of a byte each; until the last of them is there,
     decoding gives U+FFFD at the end, which is held back.
@@ -193,18 +208,14 @@ class _Parts(BaseStreamer):
 
     def __init__(self, text_of: Callable[[list[int]], str], out: Callable[[str], None]) -> None:
         self._text_of, self._out = text_of, out
-        self._ids: list[int] | None = None
+        self._ids: list[int] = []
         self._given = 0
 
-    def put(self, value: torch.Tensor) -> None:
-        if self._ids is None:  # the prompt comes first
-            self._ids = []
-            return
-        self._ids += [token for token in value.reshape(-1).tolist() if token != EOS]
-        self.finish(self._text_of(self._ids).rstrip(_REPLACEMENT))
-
-    def end(self) -> None:
-        pass
+    def add(self, token: int) -> None:
+        """One token more."""
+        if token != EOS:
+            self._ids.append(token)
+            self.finish(self._text_of(self._ids).rstrip(_REPLACEMENT))
 
     def finish(self, text: str) -> None:
         """Give out what of the text was not given yet."""

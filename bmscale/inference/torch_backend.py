@@ -4,8 +4,7 @@
 depend on what else is translated with it, but for float rounding.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +189,8 @@ class TorchBackend:
 
         Raises BadInput for a folder that is damaged, a device that is not there or another compute type.
         """
-        place = find_device(None if device == "auto" else device)
-        return cls(load_model(folder, place, find_dtype(compute_type)))
+        place, dtype = find_device(None if device == "auto" else device), find_dtype(compute_type)
+        return cls(load_model(folder, place, dtype))
 
     def search(
         self,
@@ -226,15 +225,14 @@ class TorchBackend:
 
     @torch.no_grad()
     def attention(self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """See `Backend`. Not for two threads at once: the kernels are exchanged for one that tells its weights."""
+        """See `Backend`."""
         found = [np.zeros((len(target) - 1, len(source) - 1)) for source, target in zip(sources, targets, strict=True)]
         layer = max(0, self.model.config.num_decoder_layers - 2)
-        with _eager(self.model):
-            for rows in pair_batches(sources, targets, 2048):
-                weights_BHTS = self._decode(rows, sources, targets, output_attentions=True).cross_attentions[layer]
-                for place, row in enumerate(rows):
-                    height, width = found[row].shape
-                    found[row] = weights_BHTS[place, :, :height, :width].float().mean(0).cpu().numpy()
+        for rows in pair_batches(sources, targets, 2048):
+            weights_BHTS = self._decode(rows, sources, targets, output_attentions=True).cross_attentions[layer]
+            for place, row in enumerate(rows):
+                height, width = found[row].shape
+                found[row] = weights_BHTS[place, :, :height, :width].float().mean(0).cpu().numpy()
         return found
 
     def _decode(
@@ -251,27 +249,6 @@ class TorchBackend:
         )
 
 
-@contextmanager
-def _eager(model: Any) -> Iterator[None]:
-    """The kernel that tells its weights, for as long as it lasts."""
-    kernel = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(kernel)
-
-
-def find_dtype(compute_type: str) -> torch.dtype:
-    """What is computed in; float32 where it is auto. Raises BadInput for a type that PyTorch does not translate in."""
-    if compute_type not in _TYPES:
-        raise BadInput(
-            f"compute type: must be one of {', '.join(_TYPES)} with torch; got {compute_type}: int8 is computed by "
-            "CTranslate2, bmscale export MODEL --to ctranslate2"
-        )
-    return _TYPES[compute_type]
-
-
 def find_device(device: str | torch.device | None) -> torch.device:
     """The device asked for, else a GPU where there is one."""
     if device is None:
@@ -284,3 +261,13 @@ def find_device(device: str | torch.device | None) -> torch.device:
     if chosen.type == "meta":
         raise BadInput("device: 'meta' cannot be used here: it holds no values; give cpu or cuda")
     return chosen
+
+
+def find_dtype(compute_type: str) -> torch.dtype:
+    """The type asked for; auto is float32. Raises BadInput for one that PyTorch does not compute in."""
+    if compute_type not in _TYPES:
+        raise BadInput(
+            f"compute type: must be one of {', '.join(_TYPES)} with torch; got {compute_type}: int8 is computed by "
+            "CTranslate2, bmscale export MODEL --to ctranslate2"
+        )
+    return _TYPES[compute_type]

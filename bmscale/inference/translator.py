@@ -89,8 +89,7 @@ class Translator:
             self._tag = tokenizer.encode(language_tag(str(target_language)))[:-1]
         self.max_source_tokens = max_source_tokens
         self._longest = max(2, max_source_tokens - len(self._tag))
-        language = re.split("[-_]", target_language or "")[0].lower()
-        self.joint = "" if language in LANGUAGES_WITHOUT_SPACES else " "
+        self.joint = _joint_of(target_language)
         self._prefixes = Prefixes(tokenizer, spaces=bool(self.joint))
 
     def split(self, text: str) -> list[str]:
@@ -319,13 +318,21 @@ class Translator:
         """Which pieces of its source each piece of a target looks at, for each pair (see `Backend.attention`).
 
         A target is encoded anew, so its pieces may be cut otherwise than the search had them. Nothing is split. Raises
-        BadInput as `score` does. With PyTorch not for two threads at once.
+        BadInput as `score` does.
         """
         source_ids, target_ids = self._pairs(sources, targets)
         found = self.backend.attention(source_ids, target_ids)
         return [
             Alignment(self.tokenizer.pieces(source[:-1]), self.tokenizer.pieces(target[:-1]), weights)
             for source, target, weights in zip(source_ids, target_ids, found, strict=True)
+        ]
+
+    def align_words(self, sources: Sequence[str], targets: Sequence[str]) -> list[Alignment]:
+        """The same of words (`Alignment.words`), without the tag of the target language."""
+        source_spaces = bool(_joint_of(self.source_language))
+        return [
+            found.words(source_spaces=source_spaces, target_spaces=bool(self.joint), tags=len(self._tag))
+            for found in self.align(sources, targets)
         ]
 
     def score(self, sources: Sequence[str], targets: Sequence[str], max_batch_tokens: int = 8192) -> list[Score]:
@@ -440,3 +447,8 @@ class Translator:
                 yield from (_LINE_BREAKS.sub(" ", line).strip() for line in found)
             else:
                 yield from self.translate(texts, prefixes=begun, **options)
+
+
+def _joint_of(language: str | None) -> str:
+    """What stands between two sentences of a language."""
+    return "" if re.split("[-_]", language or "")[0].lower() in LANGUAGES_WITHOUT_SPACES else " "

@@ -45,6 +45,20 @@ def eager_attention(
     return (weight_BHTS @ value).transpose(1, 2).contiguous(), weight_BHTS
 
 
+def added_mask(
+    mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, *, is_causal: bool
+) -> torch.Tensor | None:
+    """The mask of `eager_attention` from that of the fused kernel, where True is seen and None hides nothing, or the
+    future of several queries."""
+    if mask is None and is_causal and query.shape[2] > 1:
+        targets, sources = query.shape[2], key.shape[2]
+        mask = torch.ones(targets, sources, dtype=torch.bool, device=query.device).tril(sources - targets)
+    if mask is None:
+        return None
+    least = torch.finfo(query.dtype).min
+    return torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, least)
+
+
 class Attention(nn.Module):
     """What self-attention and cross-attention share: projections and the call into the chosen kernel."""
 
@@ -74,8 +88,8 @@ class Attention(nn.Module):
         mask: torch.Tensor | BucketMask | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Kernel and output projection: (B, T, D) and, from the eager kernel only, the weights (B, H, T, S); of rows in
-        buckets no weights."""
+        """Kernel and output projection: (B, T, D) and the weights (B, H, T, S), where the kernel is eager or a call
+        asks for them by `output_attentions`; of rows in buckets no weights."""
         if isinstance(mask, BucketMask):
             queries = cut(query_BTHK, mask.queries)
             keys, values = cut(key_BSGK, mask.keys), cut(value_BSGK, mask.keys)
@@ -99,6 +113,10 @@ class Attention(nn.Module):
         dropout = self.config.attention_dropout if self.training else 0.0
         # A caller's own mask may be added to the scores instead.
         is_plain = implementation == "sdpa" and (mask is None or mask.dtype == torch.bool)
+        if is_plain and kwargs.get("output_attentions"):
+            # This call alone: exchanging the kernel of the model would reach into what other threads compute with it.
+            added = added_mask(mask, query_BHTK, key_BGSK, is_causal=self.is_causal)
+            return eager_attention(self, query_BHTK, key_BGSK, value_BGSK, added, dropout=dropout, scaling=self.scaling)
         if is_plain and cpu_attention.pays(query_BHTK, key_BGSK, dropout):
             heads_BTHK = cpu_attention.attention(
                 query_BHTK, key_BGSK, value_BGSK, mask, is_causal=self.is_causal, scale=self.scaling

@@ -1,5 +1,6 @@
 """One model says the same with PyTorch and with CTranslate2, in all that a Translator is asked."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -185,8 +186,24 @@ def test_alignments_are_the_same_and_what_the_model_learnt(wild, trained, langua
     for backend in (trained.torch.backend, trained.ctranslate2.backend):
         right = [matrix.argmax(axis=1) == np.arange(len(matrix)) for matrix in backend.attention(sources, given)]
         assert np.concatenate(right).mean() > 0.4  # by chance it would be one in four
-    # The kernel that tells its weights was only borrowed.
-    assert trained.torch.model.config._attn_implementation == "sdpa"
+
+
+def test_alignments_leave_alone_what_other_threads_compute(wild, monkeypatch):
+    """The kernel of the model is asked for its weights, and never exchanged."""
+    targets = wild.torch.translate(LINES, beam_size=2)
+    expected = [one.weights for one in wild.torch.align(LINES, targets)]
+
+    def refuse(*_):
+        raise AssertionError("the kernel was exchanged")
+
+    monkeypatch.setattr(wild.torch.model, "set_attn_implementation", refuse)
+    with ThreadPoolExecutor(4) as threads:
+        aligned = [threads.submit(wild.torch.align, LINES, targets) for _ in range(4)]
+        translated = [threads.submit(wild.torch.translate, LINES, beam_size=2) for _ in range(4)]
+        assert all(future.result() == targets for future in translated)
+        for future in aligned:
+            for found, weights in zip(future.result(), expected, strict=True):
+                np.testing.assert_allclose(found.weights, weights, atol=1e-6)
 
 
 def test_a_picture_of_alignments(wild, tmp_path):

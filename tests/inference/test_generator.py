@@ -11,10 +11,12 @@ from transformers import AutoTokenizer
 
 from bmscale.data.framing import document_ids
 from bmscale.data.tokenizer import BOS, EOS, PAD, UNK, TokenizerConfig, train_tokenizer
+from bmscale.deployment.formats import make_format
 from bmscale.errors import BadInput
+from bmscale.inference import ctranslate2_language_model
 from bmscale.inference.generator import Generator
 from bmscale.inference.sampling import DrawTokens, SamplingOptions
-from bmscale.model.folder import write_model_folder
+from bmscale.model.folder import open_model_folder, write_model_folder
 from bmscale.model.tasks import TASKS
 
 TEXTS = [
@@ -55,8 +57,20 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def exported(folder) -> Path:
+    target: Path = folder.parent / "exported"
+    make_format("ctranslate2", {}).write(open_model_folder(folder, task=None), target)
+    return target
+
+
+@pytest.fixture(scope="module")
 def generator(folder) -> Generator:
     return Generator.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def ctranslate2(exported) -> Generator:
+    return Generator.from_pretrained(exported, device="cpu")
 
 
 GREEDY = SamplingOptions(temperature=0, max_new_tokens=30)
@@ -77,6 +91,41 @@ def test_a_text_is_the_same_alone_and_in_company(generator, options):
     assert len({texts[0].text for texts in together}) == len(PROMPTS) - 1
     assert len({texts[0].tokens for texts in together}) > 1
     assert {texts[0].ended for texts in together} == {True, False}
+
+
+@pytest.mark.parametrize("options", CHOICES)
+def test_both_backends_write_the_same(generator, ctranslate2, options):
+    """Also in company, in parts, and where the model has no more positions."""
+    assert (generator.backend.name, ctranslate2.backend.name) == ("torch", "ctranslate2")
+    assert ctranslate2.positions == POSITIONS
+    prompts = [*PROMPTS, "x" * 110]
+    expected = generator.generate(prompts, options)
+    assert ctranslate2.generate(prompts, options) == expected
+    assert [ctranslate2.generate([prompt], options)[0] for prompt in prompts] == expected
+    for prompt, (found,) in zip(prompts, expected, strict=True):
+        parts: list[str] = []
+        assert ctranslate2.stream(prompt, options, out=parts.append) == found
+        assert parts[0] == prompt
+        assert "".join(parts[1:]) == found.text
+
+
+def test_both_backends_draw_the_same_samples(generator, ctranslate2, monkeypatch):
+    options = SamplingOptions(max_new_tokens=40, temperature=0.2, seed=3)
+    expected = generator.generate(PROMPTS[:3], options, samples=4)
+    calls: list[int] = []
+    drafts = ctranslate2.backend._drafts
+
+    def counted(batch, most, never):
+        calls.append(most)
+        return drafts(batch, most, never)
+
+    monkeypatch.setattr(ctranslate2.backend, "_drafts", counted)
+    assert ctranslate2.generate(PROMPTS[:3], options, samples=4) == expected
+    assert max(calls) > 4  # drafts grow where they are right
+    monkeypatch.setattr(ctranslate2_language_model, "_MOST_LOGITS", 1)
+    del calls[:]
+    assert ctranslate2.generate(PROMPTS[:3], options, samples=4) == expected
+    assert set(calls) == {1}
 
 
 def test_greedy_search_takes_the_most_probable_token(generator):
@@ -279,6 +328,19 @@ def test_the_command(folder, generator, run):
     assert json.loads(run("generate", folder, *given, "--json", "--prompt", "the old").out) == expected[0]
     assert run("generate", folder, *given, "--prompt", "").out == expected[2]["text"] + "\n"
     assert run("generate", folder, *given).out == ""
+
+
+def test_the_command_opens_exported_folders(folder, exported, run):
+    given = ("--prompt", "the old", "--max-new-tokens", 12, "--temperature", 0.9, "--top-k", 50, "--seed", 4)
+    expected = run("generate", folder, *given, "--device", "cpu").out
+    assert len(expected) > len("the old\n")
+    assert run("generate", exported, *given).out == expected
+    assert run("generate", exported, *given, "--backend", "ctranslate2", "--compute-type", "float32").out == expected
+    refused = run("generate", folder, *given, "--backend", "ctranslate2", code=2)
+    assert "is no CTranslate2 folder; make one with bmscale export" in refused.err
+    assert "which backend torch cannot open" in run("generate", exported, *given, "--backend", "torch", code=2).err
+    assert "compute type: must be" in run("generate", folder, *given, "--compute-type", "int8", code=2).err
+    assert "`bmscale generate` uses it" in run("translate", exported, code=2).err
 
 
 def test_mistakes_on_the_command_line_are_named(folder, run):

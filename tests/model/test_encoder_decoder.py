@@ -254,8 +254,9 @@ def test_resized_embeddings_stay_tied_and_trainable(pairs):
     assert model.lm_head.weight.grad.shape == (V + 8, 32)
 
 
-def test_attentions_and_states_can_be_asked_for(pairs):
-    model = build(attention="eager")
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attentions_and_states_can_be_asked_for(pairs, attention):
+    model = build(attention=attention)
     source, real, target = pairs
     with torch.no_grad():
         out = model(
@@ -270,6 +271,10 @@ def test_attentions_and_states_can_be_asked_for(pairs):
     assert len(out.encoder_hidden_states) == 3
     assert not out.cross_attentions[0][2, :, :, 2:].any()
     torch.testing.assert_close(out.cross_attentions[0].sum(-1), torch.ones(3, 4, 7))
+    assert not out.decoder_attentions[0].triu(1).any()  # the future
+    with torch.no_grad():
+        plain = model(input_ids=source, attention_mask=real, decoder_input_ids=target)
+    torch.testing.assert_close(out.logits, plain.logits)
 
 
 def test_bf16_autocast_trains(pairs):

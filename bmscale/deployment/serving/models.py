@@ -7,14 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bmscale.data.framing import document_ids
 from bmscale.deployment.serving.batching import Batcher, BatchLimits, Observer, Unit
 from bmscale.errors import BadInput
-from bmscale.inference.ctranslate2_folder import is_ctranslate2_folder, open_ctranslate2_folder
+from bmscale.inference.alignment import Alignment
+from bmscale.inference.ctranslate2_folder import (
+    LANGUAGE_MODEL,
+    is_ctranslate2_folder,
+    kind_of,
+    open_ctranslate2_folder,
+)
 from bmscale.inference.generator import Generation, Generator
 from bmscale.inference.sampling import SamplingOptions
 from bmscale.inference.search import check_search
-from bmscale.inference.torch_backend import find_dtype
 from bmscale.inference.translator import SearchOptions, Translator
 from bmscale.model.folder import open_model_folder
 
@@ -46,9 +53,10 @@ def refuse_pickles(folder: Path) -> None:
             )
 
 
-def _end_unwanted(model: Any, batcher: Batcher) -> None:
-    """Have a PyTorch model end a batch, at its next token, that nobody waits for any more."""
-    if model is not None:
+def _end_unwanted(backend: Any, batcher: Batcher) -> None:
+    """Have PyTorch end a batch, at its next token, that nobody waits for any more; CTranslate2 cannot."""
+    model = getattr(backend, "model", None)
+    if isinstance(model, torch.nn.Module):
         model.register_forward_pre_hook(lambda *_: batcher.check_wanted())
 
 
@@ -59,6 +67,18 @@ class Search:
     target: str
     n: int
     """Hypotheses of each text."""
+    aligned: bool = False
+    """Whether the words of the best one are to be linked to those of the text."""
+
+
+@dataclass(frozen=True)
+class Translated:
+    """What comes of a unit."""
+
+    texts: list[str]
+    """At most n, best first."""
+    alignment: Alignment | None = None
+    """Of words; None where none was asked for, and where the model cannot tell."""
 
 
 class TranslationModel:
@@ -81,7 +101,7 @@ class TranslationModel:
         self._tokenizer = translator.tokenizer
         check_search(1, self.search, self._tokenizer.vocabulary_size)
         self.batcher = Batcher(name, self._run, limits, observer(name) if observer else None)
-        _end_unwanted(getattr(translator.backend, "model", None), self.batcher)
+        _end_unwanted(translator.backend, self.batcher)
 
     @property
     def targets(self) -> list[str]:
@@ -96,23 +116,40 @@ class TranslationModel:
         """A text as parts that are one search each."""
         return next(iter(self._translators.values())).split(text)  # all have tags of the same length
 
-    def units(self, parts: Sequence[str], target: str, n: int) -> list[Unit]:
-        """Work for the queue: its results are lists of at most n texts, best first."""
-        beams = max(self.search.beam_size, n)
+    def units(self, parts: Sequence[str], target: str, n: int, *, aligned: bool = False) -> list[Unit]:
+        """Work for the queue; each result is a Translated."""
+        passes = max(self.search.beam_size, n) + aligned
         encoded = self._tokenizer.encode_batch(list(parts))
         lengths = [len(ids) + 1 for ids in encoded]
+        search = Search(target, n, aligned)
         return [
-            Unit(part, (length + self.search.longest_target(length)) * beams, Search(target, n))
+            Unit(part, (length + self.search.longest_target(length)) * passes, search)
             for part, length in zip(parts, lengths, strict=True)
         ]
 
-    def _run(self, search: Search, texts: list[str]) -> list[list[str]]:
+    def _run(self, search: Search, texts: list[str]) -> list[Translated]:
         options = replace(self.search, beam_size=max(self.search.beam_size, search.n))
         translator = self._translators[search.target]
         if search.n == 1:
-            return [[text] for text in translator.translate(texts, **vars(options))]
-        found = translator.translate_n_best(texts, search.n, **vars(options))
-        return [[hypothesis.text for hypothesis in hypotheses] for hypotheses in found]
+            found = [[text] for text in translator.translate(texts, **vars(options))]
+        else:
+            lists = translator.translate_n_best(texts, search.n, **vars(options))
+            found = [[hypothesis.text for hypothesis in hypotheses] for hypotheses in lists]
+        if not search.aligned:
+            return [Translated(one) for one in found]
+        alignments = _alignments(translator, texts, [one[0] for one in found])
+        return [Translated(*pair) for pair in zip(found, alignments, strict=True)]
+
+
+def _alignments(translator: Translator, sources: list[str], targets: list[str]) -> list[Alignment | None]:
+    """Of words, for each pair; None for one that is too long for the model's positions, spelt anew."""
+    try:
+        return list(translator.align_words(sources, targets))
+    except BadInput:
+        if len(sources) == 1:
+            return [None]
+        pairs = zip(sources, targets, strict=True)
+        return [one for source, target in pairs for one in _alignments(translator, [source], [target])]
 
 
 @dataclass(frozen=True)
@@ -136,9 +173,9 @@ class LanguageModel:
         observer: ObserverOf | None = None,
     ) -> None:
         self.name, self.generator = name, generator
-        self.positions = int(generator.model.config.max_position_embeddings)
+        self.positions = generator.positions
         self.batcher = Batcher(name, self._run, limits, observer(name) if observer else None)
-        _end_unwanted(generator.model, self.batcher)
+        _end_unwanted(generator.backend, self.batcher)
 
     def prompt_tokens(self, prompt: str) -> int:
         """Tokens of a prompt, <s> counted."""
@@ -225,14 +262,18 @@ def open_models(
 ) -> Models:
     """The models of folders of translation and of language models.
 
-    `backend`, `device` and `compute_type` are those of `Translator.from_pretrained`; language models have PyTorch
-    alone. Raises BadInput as that does, for a folder with pickles, for a model of another task, for a translation model
-    whose provenance names no languages, and for two models of one pair.
+    `backend`, `device` and `compute_type` are those of `Translator.from_pretrained`. Raises BadInput as that does, for
+    a folder with pickles, for a model of another task, for a translation model whose provenance names no languages, and
+    for two models of one pair.
     """
     names = _names([Path(folder).expanduser() for folder in folders])
     models: list[TranslationModel | LanguageModel] = []
     for name, path in names.items():
         refuse_pickles(path)
+        if is_ctranslate2_folder(path) and kind_of(path) == LANGUAGE_MODEL:
+            generator = Generator.from_pretrained(path, backend, device or "auto", compute_type)
+            models.append(LanguageModel(name, generator, limits=limits, observer=observer))
+            continue
         if is_ctranslate2_folder(path):
             translator = Translator.from_pretrained(path, backend, device or "auto", compute_type)
             provenance = open_ctranslate2_folder(path).provenance
@@ -240,9 +281,7 @@ def open_models(
             continue
         folder = open_model_folder(path, task=None)
         if folder.task.name == "language_model":
-            if backend == "ctranslate2":
-                raise BadInput(f"{path}: is a language model, which PyTorch alone serves; got backend {backend}")
-            generator = Generator.from_pretrained(folder, device, find_dtype(compute_type))
+            generator = Generator.from_pretrained(folder, backend, device or "auto", compute_type)
             models.append(LanguageModel(name, generator, limits=limits, observer=observer))
             continue
         if folder.task.name != "translation":

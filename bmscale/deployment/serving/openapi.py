@@ -31,6 +31,15 @@ def _operation(summary: str, body: dict[str, Any], answer: dict[str, Any], *, fo
     return {"summary": summary, "openapi_extra": {"requestBody": request}, "responses": responses}
 
 
+# [target word, source word, weight], words counted from 0
+_LINK = {"type": "array", "minItems": 3, "maxItems": 3, "items": {"type": "number"}}
+_WORDS = {"type": "array", "items": {"type": "string"}}
+_ALIGNMENT = _object(
+    ["source", "target", "links"], source=_WORDS, target=_WORDS, links={"type": "array", "items": _LINK}
+)
+_ALIGNMENTS = {"type": "array", "items": {"oneOf": [_ALIGNMENT, {"type": "null"}]}}
+
+
 def translate(sources: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
     """The route that translates from and into these languages."""
     return _operation(
@@ -42,9 +51,17 @@ def translate(sources: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
             target={"type": "string", "enum": list(targets), "description": "code of a language"},
             format={"type": "string", "enum": ["text", "html"]},
             alternatives={"type": "integer", "minimum": 0},
+            alignments={"type": "boolean", "description": "links between the words of text and translation"},
             api_key=_KEY,
         ),
-        _object(["translatedText"], translatedText=_TEXT_OR_TEXTS),
+        _object(
+            ["translatedText"],
+            translatedText=_TEXT_OR_TEXTS,
+            alignments={
+                "oneOf": [_ALIGNMENTS, {"type": "array", "items": _ALIGNMENTS}],
+                "description": "where they were asked for: of each part that was translated by itself, in order",
+            },
+        ),
         forms=True,
     )
 

@@ -32,6 +32,7 @@ PAGE = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/alignment.js": ("alignment.js", "text/javascript"),
 }
 
 

@@ -5,13 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from bmscale.deployment.serving.batching import Unit
 from bmscale.deployment.serving.languages import Detection, Detector
 from bmscale.deployment.serving.limits import Limits, Refused
 from bmscale.deployment.serving.markup import markup_of, split_markup, text_of
-from bmscale.deployment.serving.models import Models, TranslationModel
+from bmscale.deployment.serving.models import Models, Translated, TranslationModel
+from bmscale.inference.alignment import Alignment
 
 _LINE_END = re.compile("(\r\n|\n|\r)")
+_LEAST_WEIGHT = 0.05  # less is no link
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class TranslationRequest:
     target: str
     is_html: bool
     alternatives: int
+    alignments: bool = False
 
     @classmethod
     def of(cls, fields: dict[str, Any], limits: Limits) -> "TranslationRequest":
@@ -34,7 +39,8 @@ class TranslationRequest:
         form = fields.get("format") or "text"
         if form not in ("text", "html"):
             raise Refused(400, f"{str(form)[:40]} format is not supported")
-        return cls(texts, is_list, source, target, form == "html", _alternatives(fields, limits))
+        alternatives, alignments = _alternatives(fields, limits), _flag(fields, "alignments")
+        return cls(texts, is_list, source, target, form == "html", alternatives, alignments)
 
 
 def texts_of(fields: dict[str, Any], limits: Limits) -> tuple[list[str], bool]:
@@ -71,6 +77,25 @@ def _alternatives(fields: dict[str, Any], limits: Limits) -> int:
     return given
 
 
+def _flag(fields: dict[str, Any], name: str) -> bool:
+    given = fields.get(name)
+    if given in (None, "", "false"):
+        return False
+    if not isinstance(given, bool) and given != "true":
+        raise Refused(400, f"Invalid request: {name} must be true or false")
+    return bool(given)
+
+
+def links_of(alignment: Alignment | None) -> dict[str, Any] | None:
+    """An alignment as an answer has it: words of both sides, and [target, source, weight] of each pair whose weight is
+    not small. So it grows with the text, and not with its square. None stays None."""
+    if alignment is None:
+        return None
+    places = np.argwhere(alignment.weights >= _LEAST_WEIGHT).tolist()
+    links = [[row, column, round(float(alignment.weights[row, column]), 3)] for row, column in places]
+    return {"source": alignment.source, "target": alignment.target, "links": links}
+
+
 @dataclass(frozen=True)
 class _Parts:
     """Where the translations of some units stand, and what is between them."""
@@ -78,10 +103,10 @@ class _Parts:
     units: range
     joint: str
 
-    def text(self, results: Sequence[list[str]], rank: int) -> str:
+    def text(self, results: Sequence[Translated], rank: int) -> str:
         """Those of a rank, or the last that a unit has; empty ones leave nothing behind."""
-        found = (results[unit][min(rank, len(results[unit]) - 1)] for unit in self.units)
-        return self.joint.join(filter(None, found))
+        found = (results[unit].texts for unit in self.units)
+        return self.joint.join(filter(None, (texts[min(rank, len(texts) - 1)] for texts in found)))
 
 
 @dataclass
@@ -91,15 +116,20 @@ class _Layout:
     is_html: bool
     pieces: list[str | _Parts] = field(default_factory=list)
 
-    def text(self, results: Sequence[list[str]], rank: int) -> str:
+    def text(self, results: Sequence[Translated], rank: int) -> str:
         """The text with the translations of a rank."""
         return "".join(
             piece if isinstance(piece, str) else self._escaped(piece.text(results, rank)) for piece in self.pieces
         )
 
-    def texts(self, results: Sequence[list[str]], n: int) -> list[str]:
+    def texts(self, results: Sequence[Translated], n: int) -> list[str]:
         """At most n texts that differ, best first."""
         return list(dict.fromkeys(self.text(results, rank) for rank in range(n)))
+
+    def alignments(self, results: Sequence[Translated]) -> list[dict[str, Any] | None]:
+        """Of each part of the text that was translated by itself, in order."""
+        parts = (piece for piece in self.pieces if isinstance(piece, _Parts))
+        return [links_of(results[unit].alignment) for part in parts for unit in part.units]
 
     def _escaped(self, text: str) -> str:
         return markup_of(text) if self.is_html else text
@@ -138,8 +168,9 @@ class TranslationPlan:
     @property
     def work(self) -> list[tuple[TranslationModel, list[Unit]]]:
         """Units for the queue of each model."""
+        aligned = self.request.alignments
         return [
-            (share.model, share.model.units(share.parts, self.request.target, self._n))
+            (share.model, share.model.units(share.parts, self.request.target, self._n, aligned=aligned))
             for share in self._shares.values()
         ]
 
@@ -168,12 +199,16 @@ class TranslationPlan:
         share.parts.extend(parts)
         layout.pieces += [before, _Parts(units, share.model.joint(self.request.target)), after]
 
-    def answer(self, results: Sequence[Sequence[list[str]]]) -> dict[str, Any]:
-        """LibreTranslate's answer, from the results of each entry of `work`."""
+    def answer(self, results: Sequence[Sequence[Translated]]) -> dict[str, Any]:
+        """LibreTranslate's answer, from the results of each entry of `work`; with alignments where they were asked for,
+        which LibreTranslate does not have."""
         found: list[list[str]] = [[] for _ in self.request.texts]
+        alignments: list[list[dict[str, Any] | None]] = [[] for _ in self.request.texts]
         for share, of_share in zip(self._shares.values(), results, strict=True):
             for number, layout in share.layouts:
                 found[number] = layout.texts(of_share, self._n)
+                if self.request.alignments:
+                    alignments[number] = layout.alignments(of_share)
         best, rest = [texts[0] for texts in found], [texts[1:] for texts in found]
         languages = [{"confidence": one.confidence, "language": one.language} for one in self.detected]
         is_list = self.request.is_list
@@ -182,6 +217,8 @@ class TranslationPlan:
             answer["detectedLanguage"] = languages if is_list else languages[0]
         if self.request.alternatives:
             answer["alternatives"] = rest if is_list else rest[0]
+        if self.request.alignments:
+            answer["alignments"] = alignments if is_list else alignments[0]
         return answer
 
 

@@ -102,8 +102,8 @@ class Browser:
         self.call("Input.insertText", text=text)
 
     def press(self, key: str, *, ctrl: bool = False, shift: bool = False) -> None:
-        """A key on the keyboard: Tab, Enter, ArrowDown, or a space."""
-        codes = {"Tab": 9, "Enter": 13, "ArrowDown": 40, " ": 32}
+        """A key on the keyboard: Tab, Enter, ArrowRight, ArrowDown, or a space."""
+        codes = {"Tab": 9, "Enter": 13, "ArrowRight": 39, "ArrowDown": 40, " ": 32}
         text = {"Enter": "\r", " ": " "}.get(key, "")
         for kind in ("keyDown", "keyUp"):
             more = {"text": text} if kind == "keyDown" and text and not ctrl else {}

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bmscale.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from bmscale.deployment.formats import make_format
 from bmscale.deployment.serving.batching import BatchLimits
 from bmscale.deployment.serving.limits import Keys, Limits
 from bmscale.deployment.serving.metrics import Metrics
@@ -23,7 +24,7 @@ from bmscale.inference.parts import split_source
 from bmscale.inference.translator import SearchOptions
 from bmscale.model.config import EncoderDecoderConfig
 from bmscale.model.encoder_decoder import EncoderDecoderForConditionalGeneration
-from bmscale.model.folder import write_model_folder
+from bmscale.model.folder import open_model_folder, write_model_folder
 from bmscale.model.tasks import TASKS
 
 SENTENCES = [
@@ -98,6 +99,22 @@ def writer(spiece, tmp_path_factory) -> Path:
             parameter.normal_(std=0.4)
     write_model_folder(folder, model.config, model.named_parameters(), spiece, {})
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported_en_de(en_de, tmp_path_factory) -> Path:
+    """The first model over CTranslate2."""
+    target = tmp_path_factory.mktemp("models") / "en-de"
+    make_format("ctranslate2", {}).write(open_model_folder(en_de), target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def exported_writer(writer, tmp_path_factory) -> Path:
+    """The language model over CTranslate2."""
+    target = tmp_path_factory.mktemp("models") / "writer"
+    make_format("ctranslate2", {}).write(open_model_folder(writer, task=None), target)
+    return target
 
 
 class Instant:

@@ -2,7 +2,12 @@
 
 As a program it measures what batching brings, on an idle machine:
 
-    python -m tests.deployment.serving.load MODEL [--clients 32] [--requests 2000] [--texts FILE]
+    python -m tests.deployment.serving.load MODEL [--clients 32] [--requests 2000] [--test FILE]
+
+and with --exported FOLDER, how fast the server is with that export of MODEL beside a loop in which PyTorch translates
+one sentence after another with MODEL in float32, and whether the translations are as good:
+
+    python -m tests.deployment.serving.load MODEL --exported FOLDER --clients 64 [--test FILE]
 """
 
 import argparse
@@ -231,6 +236,8 @@ class Speed:
     latencies: list[float]
     batches: float
     """Mean units of a batch."""
+    translations: list[str]
+    """Of the first so many texts, in their order."""
 
     @property
     def per_second(self) -> float:
@@ -250,6 +257,7 @@ class Speed:
 async def speed(port: int, texts: Sequence[str], *, source: str, target: str, requests: int, clients: int) -> Speed:
     """One sentence a request, each client with one request at a time."""
     latencies: list[float] = []
+    translations: dict[int, str] = {}
     left = iter(range(requests))
 
     async def client() -> None:
@@ -260,6 +268,7 @@ async def speed(port: int, texts: Sequence[str], *, source: str, target: str, re
             answer = await connection.ask(post("/translate", json.dumps(fields).encode()))
             assert answer.status == 200, answer
             latencies.append(time.perf_counter() - began)
+            translations[number] = json.loads(answer.body)["translatedText"]
         connection.close()
 
     before = await metrics(port)
@@ -273,7 +282,8 @@ async def speed(port: int, texts: Sequence[str], *, source: str, target: str, re
         )
         for of in ("sum", "count")
     )
-    return Speed(seconds, latencies, units / max(1, batches))
+    in_order = [translations[number] for number in range(min(requests, len(texts)))]
+    return Speed(seconds, latencies, units / max(1, batches), in_order)
 
 
 @contextlib.contextmanager
@@ -298,62 +308,103 @@ def server(*arguments: str, folder: Path | None = None) -> Iterator[int]:
 
 
 def measure(
-    model: str, texts: Sequence[str], *, requests: int, clients: int, rounds: int, more: Sequence[str] = ()
+    model: str,
+    texts: Sequence[str],
+    *,
+    languages: tuple[str, str],
+    requests: int,
+    clients: int,
+    rounds: int,
+    more: Sequence[str] = (),
 ) -> dict[str, list[Speed]]:
     """The same load on a server with batching and one without, in turns."""
-    from bmscale.model.folder import open_model_folder
-
-    provenance = open_model_folder(model).provenance
-    source, target = provenance["source_language"], provenance["target_language"]
-
-    def run(port: int) -> Speed:
-        for count in (2 * clients, requests):  # the first warms up
-            found = asyncio.run(speed(port, texts, source=source, target=target, requests=count, clients=clients))
-        return found
-
     found: dict[str, list[Speed]] = {"batching": [], "one by one": []}
     with server(model, *more) as batching, server(model, "--max-batch-tokens", "1", *more) as single:
         for _ in range(rounds):
-            found["one by one"].append(run(single))
-            found["batching"].append(run(batching))
+            for name, port in (("one by one", single), ("batching", batching)):
+                found[name].append(_warm(port, texts, languages, requests, clients))
     return found
 
 
-def report(found: dict[str, list[Speed]]) -> float:
+def measure_against_loop(
+    model: str,
+    exported: str,
+    texts: Sequence[str],
+    *,
+    languages: tuple[str, str],
+    requests: int,
+    clients: int,
+    rounds: int,
+    beam_size: int,
+    more: Sequence[str] = (),
+) -> dict[str, list[Speed]]:
+    """A server with the exported model under that load, and `generate` of PyTorch in float32 over each of the texts
+    once, one at a time, in turns; both with the same search."""
+    from bmscale.inference.translator import Translator
+
+    translator = Translator.from_pretrained(model, backend="torch", compute_type="float32")
+    translator.translate(texts[:5], beam_size=beam_size)
+    found: dict[str, list[Speed]] = {"server": [], "loop": []}
+    with server(exported, "--beam-size", str(beam_size), *more) as port:
+        for _ in range(rounds):
+            latencies, translations = [], []
+            for text in texts:
+                began = time.perf_counter()
+                translations += translator.translate([text], beam_size=beam_size)
+                latencies.append(time.perf_counter() - began)
+            found["loop"].append(Speed(sum(latencies), latencies, 1, translations))
+            found["server"].append(_warm(port, texts, languages, requests, clients))
+    return found
+
+
+def _warm(port: int, texts: Sequence[str], languages: tuple[str, str], requests: int, clients: int) -> Speed:
+    source, target = languages
+    for count in (2 * clients, requests):  # the first warms up
+        found = asyncio.run(speed(port, texts, source=source, target=target, requests=count, clients=clients))
+    return found
+
+
+def report(found: dict[str, list[Speed]], fast: str, slow: str) -> float:
     """Print the figures; the ratio of the throughputs, the median of the rounds."""
     for name, speeds in found.items():
         for of_round in speeds:
             print(f"{name:11} {of_round}")
-    ratios = [a.per_second / b.per_second for a, b in zip(found["batching"], found["one by one"], strict=True)]
-    print(f"batching / one by one: {statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+    ratios = [a.per_second / b.per_second for a, b in zip(found[fast], found[slow], strict=True)]
+    print(f"{fast} / {slow}: {statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
     return statistics.median(ratios)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    from bmscale.data.toy import toy_pairs
+    from bmscale.evaluation.compare import format_comparison, paired_tests
+    from bmscale.model.folder import open_model_folder
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
+    parser.add_argument("--exported", metavar="FOLDER")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--texts", type=Path, help="sentences, one a line (default: those of the embedded corpus)")
+    parser.add_argument("--beam-size", type=int, default=5, help="with --exported (default: 5)")
+    parser.add_argument("--test", type=Path, help="pairs, tab between them (default: those of the embedded corpus)")
     parser.add_argument("--serve", nargs=argparse.REMAINDER, default=[], help="options of bmscale serve, last")
     options = parser.parse_args()
-    if options.texts:
-        texts = options.texts.read_text(encoding="utf-8").splitlines()
+    if options.test:
+        pairs = [tuple(line.split("\t")[:2]) for line in options.test.read_text(encoding="utf-8").splitlines()]
     else:
-        from bmscale.data.toy import toy_pairs
-
-        texts = [source for source, _ in toy_pairs("test", 500)]
-    report(
-        measure(
-            options.model,
-            texts,
-            requests=options.requests,
-            clients=options.clients,
-            rounds=options.rounds,
-            more=options.serve,
-        )
-    )
+        pairs = list(toy_pairs("test", 500))
+    texts = [source for source, _ in pairs]
+    provenance = open_model_folder(options.model).provenance
+    languages = provenance["source_language"], provenance["target_language"]
+    load = {"requests": options.requests, "clients": options.clients, "rounds": options.rounds, "more": options.serve}
+    if not options.exported:
+        report(measure(options.model, texts, languages=languages, **load), "batching", "one by one")
+        return
+    load |= {"requests": max(options.requests, len(texts)), "beam_size": options.beam_size}
+    found = measure_against_loop(options.model, options.exported, texts, languages=languages, **load)
+    report(found, "server", "loop")
+    sides = [(name, found[name][-1].translations) for name in ("loop", "server")]
+    print(format_comparison(paired_tests(sides, [target for _, target in pairs], target_language=languages[1])))
 
 
 if __name__ == "__main__":

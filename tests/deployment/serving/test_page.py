@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bmscale.deployment.serving.limits import Keys
@@ -73,8 +74,7 @@ def test_by_keyboard_alone(browser, running, translator):
     for _ in range(5):
         browser.press("Tab")
         order.append(browser.focused())
-    assert order == ["result", "go", "alternatives", "html", "model"]
-    browser.press("Tab", shift=True)
+    assert order == ["result", "go", "alternatives", "align", "html"]
     browser.press(" ")
     assert browser.value("of('html').checked") is True
     browser.value("of('source').focus()")
@@ -91,6 +91,69 @@ def test_swapping(browser, running):
     result = browser.value("of('result').textContent")
     browser.value("of('swap').click()")
     assert browser.value("[of('source').value, of('target').value, of('text').value]") == ["de", "en", result]
+
+
+def aligned(browser: Browser, text: str) -> None:
+    browser.value("of('align').checked = true")
+    browser.type(text)
+    browser.press("Enter", ctrl=True)
+    browser.until("!of('alignment').hidden")
+
+
+def test_words_are_linked(browser, running, translator, tmp_path):
+    """By keyboard: one tab stop a sentence, arrows along the words and to the other side; and as a table."""
+    browser.open(running.url, width=1100, height=1000)
+    aligned(browser, f"{SENTENCES[0]}\n{SENTENCES[1]}")
+    targets = translator.translate(SENTENCES[:2], **vars(GREEDY))
+    expected = translator.align_words(SENTENCES[:2], targets)
+    rows = browser.value("[...document.querySelectorAll('.words')].map(r => [...r.querySelectorAll('button')]"
+                         ".map(b => b.textContent))")  # fmt: skip
+    assert rows == [words for one in expected for words in (one.source, one.target)]
+    assert browser.value("document.querySelectorAll('.word[tabindex=\"0\"]').length") == 2
+    browser.value("of('html').focus()")
+    browser.press("Tab")
+    assert browser.value("document.activeElement.textContent") == "the"
+    browser.press("ArrowRight")
+    weights = expected[0].weights[:, 1]
+    strongest = int(weights.argmax())
+    said = browser.value("of('links').textContent")
+    assert said.startswith(f"old: {expected[0].target[strongest]} {round(100 * round(float(weights.max()), 3))} %")
+    shades = browser.value("[...document.querySelectorAll('.words')[1].querySelectorAll('button')]"
+                           ".map(b => +b.style.getPropertyValue('--weight'))")  # fmt: skip
+    assert shades == pytest.approx([weight**0.5 if weight >= 0.05 else 0 for weight in weights], abs=2e-3)
+    browser.press("ArrowDown")
+    assert browser.value("document.activeElement.textContent") == expected[0].target[strongest]
+    assert browser.value("document.activeElement.parentElement.ariaLabel") == "Translation, sentence 1"
+    picture(browser, "alignment", tmp_path)
+    browser.value("document.querySelector('details').open = true")
+    cells = browser.value("[...document.querySelectorAll('table')[0].querySelectorAll('tbody tr')]"
+                          ".map(r => [...r.querySelectorAll('td')].map(c => c.textContent))")  # fmt: skip
+    assert np.array(cells).shape == expected[0].weights.shape
+    assert (np.array(cells) != "").tolist() == (expected[0].weights >= 0.05).tolist()
+    assert not browser.complaints()
+
+
+def test_alignments_that_are_not_told(browser, running):
+    browser.open(running.url, width=1100, height=900)
+    for found, message in (("undefined", "This server does not tell"), ("[null]", "cannot tell"), ("[]", "no words")):
+        browser.value(f"showAlignment({found}, {{ section: of('alignment'), links: of('links'), "
+                      "sentences: of('sentences') })")  # fmt: skip
+        assert message in browser.value("of('sentences').textContent")
+    aligned(browser, "<img src=x onerror=alert(1)>")
+    assert browser.value("document.querySelectorAll('#alignment img').length") == 0
+    browser.value("of('align').checked = false, translate()")
+    browser.until("of('alignment').hidden")
+
+
+def test_alignments_on_a_phone(browser, running, tmp_path):
+    browser.open(running.url, width=360, height=740, phone=True)
+    aligned(browser, SENTENCES[0])
+    browser.value("document.querySelector('details').open = true, document.querySelectorAll('.word')[2].click()")
+    assert browser.value("document.querySelectorAll('.chosen').length") == 1
+    assert browser.value("document.documentElement.scrollWidth") <= 360  # the table scrolls in its frame
+    heights = browser.value("[...document.querySelectorAll('.word, summary')].map(e => e.offsetHeight)")
+    assert min(heights) >= 40  # a finger finds them
+    picture(browser, "alignment-phone", tmp_path)
 
 
 def test_on_a_phone(browser, running, tmp_path):

@@ -48,7 +48,7 @@ async function translate() {
   clearTimeout(pause);
   if (running) running.abort();
   const q = of("text").value;
-  of("others").hidden = true;
+  of("others").hidden = of("alignment").hidden = true;
   if (!q.trim()) {
     of("result").textContent = "";
     say("state", "");
@@ -61,6 +61,7 @@ async function translate() {
     const body = { q, source: of("source").value, target: of("target").value };
     if (of("html").checked) body.format = "html";
     if (+of("alternatives").value) body.alternatives = +of("alternatives").value;
+    if (of("align").checked) body.alignments = true;
     const answer = await (await asked("translate", body, mine.signal)).json();
     const found = answer.detectedLanguage;
     const name = found && (languages.find((one) => one.code === found.language) || { name: found.language }).name;
@@ -73,6 +74,9 @@ async function translate() {
       return item;
     }));
     of("others").hidden = !others.length;
+    if (body.alignments) {
+      showAlignment(answer.alignments, { section: of("alignment"), links: of("links"), sentences: of("sentences") });
+    }
   } catch (error) {
     if (mine.signal.aborted) return;
     of("result").textContent = "";
@@ -110,7 +114,7 @@ async function startTranslation(settings) {
   of("translation").addEventListener("submit", (event) => (event.preventDefault(), translate()));
   of("text").addEventListener("input", () => (count(), later()));
   of("source").addEventListener("change", () => (showTargets(), translate()));
-  for (const id of ["target", "alternatives", "html"]) of(id).addEventListener("change", translate);
+  for (const id of ["target", "alternatives", "align", "html"]) of(id).addEventListener("change", translate);
   of("swap").addEventListener("click", swap);
   of("translation").hidden = false;
   of("text").focus();
