@@ -377,7 +377,7 @@ def report(found: dict[str, list[Speed]], fast: str, slow: str) -> float:
 def main() -> None:
     from bmscale.data.toy import toy_pairs
     from bmscale.evaluation.compare import format_comparison, paired_tests
-    from bmscale.model.folder import open_model_folder
+    from bmscale.inference.translator import Translator
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -394,8 +394,8 @@ def main() -> None:
     else:
         pairs = list(toy_pairs("test", 500))
     texts = [source for source, _ in pairs]
-    provenance = open_model_folder(options.model).provenance
-    languages = provenance["source_language"], provenance["target_language"]
+    translator = Translator.from_pretrained(options.model)
+    languages = str(translator.source_language), str(translator.target_language)
     load = {"requests": options.requests, "clients": options.clients, "rounds": options.rounds, "more": options.serve}
     if not options.exported:
         report(measure(options.model, texts, languages=languages, **load), "batching", "one by one")
