@@ -107,6 +107,7 @@ FORMATS: Mapping[str, Entry] = {
         "an .argosmodel for Argos Translate and LibreTranslate",
         {"compute_type": "see ctranslate2"},
     ),
+    "onnx": Entry("bmscale.deployment.onnx_format", "experimental: encoder and decoder step for onnxruntime"),
 }
 """The formats by their names."""
 
