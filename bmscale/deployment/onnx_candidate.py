@@ -19,7 +19,8 @@ from bmscale.data.tokenizer import Tokenizer
 from bmscale.deployment.onnx_graphs import DECODER, ENCODER
 from bmscale.inference.translator import Translator
 from bmscale.model.config import EncoderDecoderConfig
-from bmscale.model.folder import CONFIG, GENERATION
+from bmscale.model.folder import CONFIG, GENERATION, PROVENANCE, read_json
+from bmscale.model.seal import check_files
 from bmscale.model.tokenization import TOKENIZER_FILE
 
 _ROWS = 16  # of a batch
@@ -29,12 +30,14 @@ class OnnxCandidate:
     """An encoder-decoder (formats.Candidate)."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises BadInput for a folder whose files are not those that were exported."""
+        check_files(folder, read_json(folder / PROVENANCE).get("onnx"))
         self._model = OnnxModel(folder)
         self._tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
         # Texts come with their tag, if there is one, and none is so long that it is split.
         self._translator = Translator(self._model, self._tokenizer, max_source_tokens=1_000_000)
         search = json.loads((folder / GENERATION).read_bytes())
-        self._search = {key: search.get(name, 1) for key, name in _SEARCH.items()}
+        self._search = {"beam_size": search.get("num_beams", 1), "length_penalty": search.get("length_penalty", 1.0)}
 
     def log_probabilities(self, pairs: Sequence[tuple[str, str]]) -> list[list[float]]:
         """Of every token of each target, </s> included. A target is read in two halves, the second over the keys and
@@ -66,9 +69,6 @@ class OnnxCandidate:
         return self._translator.translate(lines, **self._search)
 
 
-_SEARCH = {"beam_size": "num_beams", "length_penalty": "length_penalty"}
-
-
 class OnnxModel(PreTrainedModel, GenerationMixin):
     """The two graphs as what `generate` of transformers takes for a model. It has no weights of its own."""
 
@@ -82,7 +82,7 @@ class OnnxModel(PreTrainedModel, GenerationMixin):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()  # as many as the trained model has
         options.log_severity_level = 3  # errors
-        self._encoder, self._decoder = (
+        self.encoder, self.decoder = (
             onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
             for name in (ENCODER, DECODER)
         )
@@ -94,7 +94,7 @@ class OnnxModel(PreTrainedModel, GenerationMixin):
 
     def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """What the encoder's graph makes of sources (B, S)."""
-        return _run(self._encoder, input_ids=input_ids, attention_mask=attention_mask)[0]
+        return _run(self.encoder, input_ids=input_ids, attention_mask=attention_mask)[0]
 
     def nothing(self, rows: int) -> torch.Tensor:
         """The past of a target that has not begun."""
@@ -106,7 +106,7 @@ class OnnxModel(PreTrainedModel, GenerationMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits and the next past, of the decoder's graph."""
         logits, present = _run(
-            self._decoder, input_ids=input_ids, attention_mask=attention_mask, source=source, past=past
+            self.decoder, input_ids=input_ids, attention_mask=attention_mask, source=source, past=past
         )
         return logits, present
 

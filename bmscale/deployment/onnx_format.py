@@ -1,7 +1,8 @@
 """Format `onnx`, experimental: an encoder-decoder as two graphs (onnx_graphs.py) that onnxruntime runs.
 
 What a folder holds: `encoder.onnx` and `decoder.onnx`, each with its weights in a file `.data` beside it;
-`config.json`, `generation_config.json`, `spiece.model` and `provenance.json` are the model folder's.
+`config.json`, `generation_config.json`, `spiece.model` and `provenance.json` are the model folder's, the latter with the
+SHA-256 of all others.
 
 The graphs are traced of the model itself, with its scalars, in float32.
 """
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from bmscale.deployment.formats import FLOAT32_TOLERANCE
 from bmscale.errors import BadInput
 from bmscale.model.config import EncoderDecoderConfig
-from bmscale.model.folder import CONFIG, GENERATION, PROVENANCE, ModelFolder, load_model
+from bmscale.model.folder import CONFIG, GENERATION, PROVENANCE, ModelFolder, load_model, write_json
+from bmscale.model.seal import seal
 from bmscale.model.tokenization import TOKENIZER_FILE
 
 if TYPE_CHECKING:
@@ -59,8 +61,9 @@ class OnnxFormat:
         try:
             loaded: Any = load_model(model)
             write_graphs(loaded, target)
-            for name in (CONFIG, GENERATION, TOKENIZER_FILE, PROVENANCE):
+            for name in (CONFIG, GENERATION, TOKENIZER_FILE):
                 shutil.copyfile(model.path / name, target / name)
+            write_json(target / PROVENANCE, {**model.provenance, "onnx": seal(target)})
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
@@ -79,7 +82,9 @@ class OnnxFormat:
         """What the report says of the folder."""
         import onnx
 
-        opset = onnx.load(str(target / "decoder.onnx"), load_external_data=False).opset_import[0].version
+        from bmscale.deployment.onnx_graphs import DECODER
+
+        opset = onnx.load(str(target / DECODER), load_external_data=False).opset_import[0].version
         return {"layout": "ONNX", "opset": opset, **{package: _version(package) for package in _PACKAGES}}
 
 
