@@ -59,7 +59,7 @@ class Format(Protocol):
 
     def write(self, model: "ModelFolder", target: Path) -> None:
         """Write the artefact of a model that passed `check` to `target`, which does not exist. It is a temporary
-        place: the artefact is moved to its own only when the gate let it pass, so nothing in it may depend on the name."""
+        place: the artefact is moved to its own only when the gate let it pass, so nothing in it may depend on that."""
 
     def open(self, target: Path) -> Candidate:
         """Open the artefact. Called in a process in which nothing of the export ran."""

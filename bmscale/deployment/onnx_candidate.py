@@ -1,4 +1,4 @@
-"""What the gate asks of an ONNX artefact: the two graphs (onnx_graphs.py) in onnxruntime, and the tokenizer beside them.
+"""What the gate asks of an ONNX artefact: its graphs (onnx_graphs.py) in onnxruntime, and the tokenizer beside them.
 
 Greedy and beam search are transformers' `generate`, as the trained model's own: what it calls is the graphs alone.
 """
@@ -82,7 +82,7 @@ class OnnxModel(PreTrainedModel, GenerationMixin):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()  # as many as the trained model has
         options.log_severity_level = 3  # errors
-        self.encoder, self.decoder = (
+        self.encoder_graph, self.decoder_graph = (
             onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
             for name in (ENCODER, DECODER)
         )
@@ -94,7 +94,7 @@ class OnnxModel(PreTrainedModel, GenerationMixin):
 
     def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """What the encoder's graph makes of sources (B, S)."""
-        return _run(self.encoder, input_ids=input_ids, attention_mask=attention_mask)[0]
+        return _run(self.encoder_graph, input_ids=input_ids, attention_mask=attention_mask)[0]
 
     def nothing(self, rows: int) -> torch.Tensor:
         """The past of a target that has not begun."""
@@ -106,7 +106,7 @@ class OnnxModel(PreTrainedModel, GenerationMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits and the next past, of the decoder's graph."""
         logits, present = _run(
-            self.decoder, input_ids=input_ids, attention_mask=attention_mask, source=source, past=past
+            self.decoder_graph, input_ids=input_ids, attention_mask=attention_mask, source=source, past=past
         )
         return logits, present
 

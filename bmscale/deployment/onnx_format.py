@@ -1,8 +1,8 @@
 """Format `onnx`, experimental: an encoder-decoder as two graphs (onnx_graphs.py) that onnxruntime runs.
 
 What a folder holds: `encoder.onnx` and `decoder.onnx`, each with its weights in a file `.data` beside it;
-`config.json`, `generation_config.json`, `spiece.model` and `provenance.json` are the model folder's, the latter with the
-SHA-256 of all others.
+`config.json`, `generation_config.json`, `spiece.model` and `provenance.json` are the model folder's, the latter with
+the SHA-256 of all others.
 
 The graphs are traced of the model itself, with its scalars, in float32.
 """
