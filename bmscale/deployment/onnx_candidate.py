@@ -129,7 +129,7 @@ class OnnxModel(PreTrainedModel, GenerationMixin):
         if before:
             past = torch.stack([torch.stack([part.keys, part.values], dim=1) for part in cache.layers], dim=1)
         source = encoder_outputs.last_hidden_state
-        logits, present = self.step(decoder_input_ids, attention_mask, source, past)  # type: ignore[arg-type]
+        logits, present = self.step(decoder_input_ids, attention_mask, source, past)
         for layer, pair in enumerate(present[..., before:, :].unbind(1)):
             cache.update(*pair.unbind(1), layer)
         return Seq2SeqLMOutput(logits=logits, past_key_values=past_key_values)

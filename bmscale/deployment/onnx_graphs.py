@@ -28,6 +28,7 @@ from torch import nn
 from torch.export import Dim
 from transformers import DynamicCache, EncoderDecoderCache
 
+from bmscale.data.tokenizer import EOS
 from bmscale.model.encoder_decoder import EncoderDecoderForConditionalGeneration
 from bmscale.model.positions import positions
 
@@ -40,15 +41,17 @@ class ReadSource(nn.Module):
     def __init__(self, model: EncoderDecoderForConditionalGeneration) -> None:
         super().__init__()
         self.config, self.encoder = model.config, model.model.encoder
-        self.attentions = nn.ModuleList(layer.cross_attention for layer in model.model.decoder.layers)
+        layers: Any = model.model.decoder.layers
+        self.attentions = nn.ModuleList(layer.cross_attention for layer in layers)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         """See the module."""
         x_BSD = self.encoder(input_ids, attention_mask).last_hidden_state
-        pairs: list[tuple[torch.Tensor, ...]] = []
-        for attention in self.attentions:
-            parts = (attention.k_proj(x_BSD), attention.v_proj(x_BSD))
-            pairs.append(tuple(attention.heads(part).transpose(1, 2) for part in parts))
+        attentions: Any = self.attentions
+        pairs = [
+            tuple(attention.heads(part(x_BSD)).transpose(1, 2) for part in (attention.k_proj, attention.v_proj))
+            for attention in attentions
+        ]
         return {"source": _joined(pairs)}
 
 
@@ -92,7 +95,7 @@ def write_graphs(model: EncoderDecoderForConditionalGeneration, folder: Path) ->
     rows, width, length, before = 3, 7, 4, 5
 
     def ids(places: int) -> torch.Tensor:
-        return torch.full((rows, places), config.eos_token_id)
+        return torch.full((rows, places), EOS)
 
     def cache(places: int) -> torch.Tensor:
         return torch.zeros(rows, config.num_decoder_layers, 2, config.num_key_value_heads, places, config.head_dim)

@@ -23,6 +23,7 @@ def start(*arguments):
     """An export that has begun: its process, and its folder."""
     command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     return process, process.stdout.readline().strip()
 
 

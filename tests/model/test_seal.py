@@ -1,6 +1,7 @@
 """Bytes that changed are found, by their file."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,8 @@ def test_what_changed_is_named(folder, content, message):
 def test_records_of_earlier_versions_and_damaged_ones(folder):
     for record in (None, {}, {"compute_type": "int8"}):
         check_files(folder, record)
-    for kept in (None, {}, {"bytes": "7"}, []):
+    damaged: list[Any] = [None, {}, {"bytes": "7"}, []]
+    for kept in damaged:
         with pytest.raises(BadInput, match=r"its record of model\.bin must have bytes and sha256"):
             check_files(folder, {"files": {"model.bin": kept}})
     with pytest.raises(BadInput, match="damaged or changed"):
