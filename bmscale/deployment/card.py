@@ -4,6 +4,7 @@ is worth, how it was compared with the trained model, and what is not known."""
 from collections.abc import Mapping
 from typing import Any
 
+from bmscale.deployment.comparison import comparison_rows
 from bmscale.deployment.formats import Format
 from bmscale.model.card import model_card
 from bmscale.model.folder import ModelFolder
@@ -45,24 +46,12 @@ def _comparison(report: Mapping[str, Any]) -> str:
         f"- log-probabilities of {figures['tokens']:,} tokens lie at most {figures['max_difference']:.2g} nats apart",
         f"- {greedy['texts'] - greedy['different']} of {greedy['texts']} greedy outputs are the same",
     ]
-    test = gate.get("test")
-    if test:
-        lines += [
-            "",
-            f"| {test['sentences']:,} sentences, beam {test['search']['beam_size']} | trained | exported | "
-            "p (paired bootstrap) |",
-            "|---|---:|---:|---:|",
-        ]
-        for metric in test["metrics"].values():
-            trained, exported = metric["systems"]
-            p_value = exported["p_values"]["bootstrap"]
-            chance = "no difference" if p_value is None else f"{p_value:.3f}"
-            lines.append(f"| {metric['name']} | {trained['score']:.2f} | {exported['score']:.2f} | {chance} |")
-        speeds = test["sentences_per_second"]
-        lines.append(f"| sentences/s on the CPU of the export | {speeds['trained']:.1f} | {speeds['exported']:.1f} | |")
-        lines += ["", *(f"- `{metric['signatures']['bootstrap']}`" for metric in test["metrics"].values())]
-    size = f"{report['artefact']['bytes']:,} bytes; the model folder has {report['model']['bytes']:,}."
-    return "\n".join([*lines, "", f"Size: {size} `export.json` has every figure."])
+    test = gate.get("test", {})
+    on = f"{test['sentences']:,} sentences, beam {test['search']['beam_size']}" if test else ""
+    lines += ["", f"| {on} | trained | exported | difference (p of a paired bootstrap) |", "|---|---:|---:|---:|"]
+    lines += [f"| {' | '.join(row)} |" for row in comparison_rows(report)]
+    lines += ["", *(f"- `{metric['signatures']['bootstrap']}`" for metric in test.get("metrics", {}).values())]
+    return "\n".join([*lines, "", "`export.json` has every figure, and the SHA-256 of each file."])
 
 
 def _limits(model: ModelFolder) -> str:

@@ -6,7 +6,8 @@ beneath it take them. Sources: `specs/transformer_spec.py` of the Python package
 `attention.cc` of the engine.
 
 What a folder holds: `model.bin`, `config.json` and `shared_vocabulary.json` (`vocabulary.json` of a language model)
-are CTranslate2's; `spiece.model` and `provenance.json` are the model folder's, the latter with a key `ctranslate2`.
+are CTranslate2's; `spiece.model` and `provenance.json` are the model folder's, the latter with a key `ctranslate2`,
+which has the SHA-256 of all other files too.
 
 The scalars of the configuration are moved into weights (scalars.py) but for that of embeddings, which CTranslate2 has a
 place for. Sinusoids are written as a table, as long as the model has positions: ours begin at 2, CTranslate2's at 1.
@@ -32,8 +33,9 @@ from bmscale.deployment.scalars import embedding_scale, fold
 from bmscale.errors import BadInput
 from bmscale.inference.ctranslate2_folder import COMPUTE_TYPES, import_ctranslate2
 from bmscale.model.config import GATED, DecoderOnlyConfig, EncoderDecoderConfig, TransformerConfig
-from bmscale.model.folder import GENERATION, PROVENANCE, ModelFolder, load_model
+from bmscale.model.folder import GENERATION, PROVENANCE, ModelFolder, load_model, write_json
 from bmscale.model.positions import positions, sinusoids
+from bmscale.model.seal import seal
 from bmscale.model.tokenization import TOKENIZER_FILE
 
 _ACTIVATIONS = {"swiglu": "SWISH", "geglu": "GELUTanh", "gelu": "GELU", "relu": "RELU"}
@@ -79,9 +81,8 @@ class CTranslate2Format:
         try:
             spec.save(str(target))
             shutil.copyfile(model.tokenizer, target / TOKENIZER_FILE)
-            record = {**model.provenance, "ctranslate2": self._record(model)}
-            text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-            (target / PROVENANCE).write_text(text, encoding="utf-8", errors="replace")
+            record = {**self._record(model), **seal(target)}
+            write_json(target / PROVENANCE, {**model.provenance, "ctranslate2": record})
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise

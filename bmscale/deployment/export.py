@@ -8,10 +8,7 @@ The artefact is written beside its place and moved there when the gate (gate.py)
 import contextlib
 import json
 import logging
-import math
 import os
-import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from bmscale.deployment.card import export_card
+from bmscale.deployment.comparison import changes, comparison_rows
 from bmscale.deployment.formats import Format, make_format
 from bmscale.deployment.gate import Examples, Question
 from bmscale.deployment.place import card_of, check_place, names_in, report_of, sha256_of
-from bmscale.errors import BmscaleError
-from bmscale.model.folder import ModelFolder, open_model_folder
+from bmscale.deployment.scratch import REPLACED, remove_stale, scratch_folder
+from bmscale.errors import BadInput, BmscaleError
+from bmscale.model.folder import PROVENANCE, ModelFolder, open_model_folder, read_json, write_json
+from bmscale.model.seal import sha256_of_file
 
 log = logging.getLogger("bmscale")
 
@@ -45,7 +45,8 @@ def export(
     """Write the model to `out` in a format, and return the report.
 
     Raises BadInput for a model that has no place in the format and an `out` that is taken by anything but an export;
-    BmscaleError, after removing what was written, for an artefact that the gate did not let pass.
+    BmscaleError, after removing what was written, for an artefact that the gate did not let pass, and for a model that
+    was replaced meanwhile.
     """
     if not isinstance(model, ModelFolder):
         model = open_model_folder(model, None)
@@ -53,29 +54,49 @@ def export(
     made.check(model)
     out = check_place(Path(out), made.suffix, model.path)
     out.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: a second export to the same place leaves this one its work.
-    fresh = out.with_name(f".{out.name}.{secrets.token_hex(4)}.exporting")
+    remove_stale(out)
     failed = out.with_name(f".{out.name}.failed.json")
     failed.unlink(missing_ok=True)
     report: dict[str, Any] = {"format": to, "options": dict(options or {}), **_about(model)}
-    try:
+    with scratch_folder(out) as scratch:
+        fresh = scratch / out.name
         log.info("writing %s", out)
         made.write(model, fresh)
-        report["artefact"] = {**made.describe(fresh), "bytes": size_of(fresh)}
+        report["artefact"] = {**made.describe(fresh), "bytes": size_of(fresh), "sha256": _sha256_of_files(fresh)}
         log.info("comparing it with the model on %s", examples.name)
         report["gate"] = _pass(made, Question(to, dict(options or {}), str(model.path), str(fresh), examples))
+        _check_unchanged(model)
         if not report["gate"]["passed"]:
-            _write_json(failed, report)
+            write_json(failed, report)
             raise BmscaleError(
                 f"{out}: is not written: it is not the model: {'; '.join(report['gate']['reasons'])}. The report is "
                 f"{failed}"
             )
+        report["changes"] = changes(report)
         card = export_card(out.name, model, made, report, licence)
         check_place(out, made.suffix, model.path)  # again: much time has gone by
         _keep(made, fresh, out, report, card)
-    finally:
-        _remove(fresh)
     return report
+
+
+def _check_unchanged(model: ModelFolder) -> None:
+    """Raises BmscaleError where the model's folder is another one by now.
+
+    An export takes no lock of the run: it only reads, training replaces a whole folder by a rename, and the two may go
+    on side by side. What must not happen is weights of one model under the name of another.
+    """
+    try:
+        is_same = read_json(model.path / PROVENANCE) == model.provenance
+    except (BadInput, OSError):  # the moment between two renames
+        is_same = False
+    if not is_same:
+        raise BmscaleError(f"{model.path}: was replaced while it was exported, as training does; export it again")
+
+
+def _sha256_of_files(path: Path) -> dict[str, str]:
+    """Of the one file, or of all that lie in a folder, however deep."""
+    files = {path.name: path} if path.is_file() else {name: path / name for name in sorted(names_in(path))}
+    return {name: sha256_of_file(file) for name, file in files.items() if file.is_file()}
 
 
 def size_of(path: Path) -> int:
@@ -146,40 +167,15 @@ def _keep(made: Format, fresh: Path, out: Path, report: dict[str, Any], card: st
     names |= {out.name} if made.suffix else names_in(fresh)
     report.update(files=sorted(names), card_sha256=sha256_of(data))
     if made.suffix:
-        _write_json(report_of(out, made.suffix), report)
+        write_json(report_of(out, made.suffix), report)
         card_of(out, made.suffix).write_bytes(data)
         fresh.replace(out)
         return
-    _write_json(report_of(fresh, ""), report)
+    write_json(report_of(fresh, ""), report)
     card_of(fresh, "").write_bytes(data)
-    replaced = fresh.with_suffix(".replaced")
     if out.is_dir():
-        out.rename(replaced)
+        out.rename(fresh.with_name(REPLACED))
     fresh.rename(out)
-    _remove(replaced)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    text = json.dumps(_sayable(value), indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8", errors="replace")
-
-
-def _sayable(value: Any) -> Any:
-    """The same with words for numbers that JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: _sayable(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_sayable(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "not a number" if math.isnan(value) else "infinite"
-    return value
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -187,22 +183,10 @@ def summary(report: Mapping[str, Any]) -> str:
     gate = report["gate"]
     figures, greedy = gate["log_probabilities"], gate["greedy"]
     lines = [
-        f"log-probabilities: {figures['tokens']:,} tokens of {figures['texts']} texts, at most "
+        f"{'log-probabilities:':<28} {figures['tokens']:,} tokens of {figures['texts']} texts, at most "
         f"{figures['max_difference']:.2g} nats apart",
-        f"greedy outputs:    {greedy['texts'] - greedy['different']} of {greedy['texts']} the same",
+        f"{'greedy outputs:':<28} {greedy['texts'] - greedy['different']} of {greedy['texts']} the same",
     ]
-    for metric in gate.get("test", {}).get("metrics", {}).values():
-        trained, exported = metric["systems"]
-        p_value = exported["p_values"]["bootstrap"]
-        chance = "no difference" if p_value is None else f"p = {p_value:.3f}"
-        lines.append(
-            f"{metric['name'] + ':':<18} {trained['score']:.2f} trained, {exported['score']:.2f} exported ({chance})"
-        )
-    speeds = gate.get("test", {}).get("sentences_per_second")
-    if speeds:
-        lines.append(
-            f"sentences/s:       {speeds['trained']:.1f} trained, {speeds['exported']:.1f} exported (on this CPU)"
-        )
-    before, after = report["model"]["bytes"], report["artefact"]["bytes"]
-    lines.append(f"size:              {before:,} bytes as a model folder, {after:,} exported")
+    for name, trained, exported, change in comparison_rows(report):
+        lines.append(f"{name + ':':<28} {trained} trained, {exported} exported, {change}")
     return "\n".join(lines)

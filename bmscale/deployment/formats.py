@@ -58,8 +58,8 @@ class Format(Protocol):
         """Raises BadInput, naming the option and what would fit, where this model has no place in the format."""
 
     def write(self, model: "ModelFolder", target: Path) -> None:
-        """Write the artefact of a model that passed `check` to `target`, which does not exist. It is a temporary name:
-        the artefact is moved to its own only when the gate let it pass, so nothing in it may depend on the name."""
+        """Write the artefact of a model that passed `check` to `target`, which does not exist. It is a temporary
+        place: the artefact is moved to its own only when the gate let it pass, so nothing in it may depend on that."""
 
     def open(self, target: Path) -> Candidate:
         """Open the artefact. Called in a process in which nothing of the export ran."""
@@ -107,6 +107,7 @@ FORMATS: Mapping[str, Entry] = {
         "an .argosmodel for Argos Translate and LibreTranslate",
         {"compute_type": "see ctranslate2"},
     ),
+    "onnx": Entry("bmscale.deployment.onnx_format", "experimental: encoder and decoder step for onnxruntime"),
 }
 """The formats by their names."""
 

@@ -186,10 +186,6 @@ def _scored(model: ModelFolder, trained: _Answers, exported: _Answers, examples:
     references = [reference for _, reference in examples.test]
     systems = [("trained", trained.translations), ("exported", exported.translations)]
     metrics = paired_tests(systems, references, n_trials=1000, target_language=examples.target_language)
-    for metric in metrics.values():
-        row = metric["systems"][1]
-        if row["difference"] == 0:  # a decoder's other spaces; sacreBLEU's p of no difference at all is its smallest
-            row["p_values"] = dict.fromkeys(row["p_values"])
     return {
         "name": examples.name,
         "sentences": len(references),
@@ -228,7 +224,7 @@ def _reasons(found: Mapping[str, Any], tolerance: float | None) -> list[str]:
     for metric in found.get("test", {}).get("metrics", {}).values():
         row = metric["systems"][1]
         p_value = row["p_values"]["bootstrap"]
-        if row["difference"] < 0 and p_value is not None and p_value < WORSE:
+        if row["difference"] < 0 and p_value < WORSE:
             reasons.append(f"{metric['name']} is {-row['difference']:.2f} lower (p = {p_value:.3f})")
     return reasons
 

@@ -34,6 +34,7 @@ from bmscale.model.folder import (
     WEIGHTS,
     ModelFolder,
     load_model,
+    write_json,
 )
 from bmscale.model.tokenization import TOKENIZER_FILE, BmscaleTokenizer
 
@@ -148,7 +149,7 @@ def write_layout(model: ModelFolder, layout: Layout, target: Path) -> None:
             transformers_logging.enable_progress_bar()
     if (model.path / GENERATION).is_file():
         generation = json.loads((model.path / GENERATION).read_bytes())
-        _write_json(target / GENERATION, {**generation, **_never(model)})
+        write_json(target / GENERATION, {**generation, **_never(model)})
     plain_tokenizer.write(model, target)
 
 
@@ -159,7 +160,7 @@ def write_remote_code(model: ModelFolder, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
     if (target / GENERATION).is_file():
         generation = json.loads((target / GENERATION).read_bytes())
-        _write_json(target / GENERATION, {**generation, **_never(model)})
+        write_json(target / GENERATION, {**generation, **_never(model)})
     config = json.loads((model.path / CONFIG).read_bytes())
     tokenizer = json.loads((model.path / TOKENIZER_CONFIG).read_bytes())
     module = _module_of(model.config)
@@ -170,8 +171,8 @@ def write_remote_code(model: ModelFolder, target: Path) -> None:
         model.task.auto_class: f"{module}.{model.task.model.__name__}",
     }
     tokenizer["auto_map"] = {"AutoTokenizer": [f"tokenization.{BmscaleTokenizer.__name__}", None]}
-    _write_json(target / CONFIG, config)
-    _write_json(target / TOKENIZER_CONFIG, tokenizer)
+    write_json(target / CONFIG, config)
+    write_json(target / TOKENIZER_CONFIG, tokenizer)
     for name in code_files(("config", "tokenization", module)):
         source = (_CODE / f"{name}.py").read_text(encoding="utf-8")
         (target / f"{name}.py").write_text(standing_alone(source), encoding="utf-8")
@@ -218,10 +219,6 @@ def _never(model: ModelFolder) -> dict[str, Any]:
     """Pieces that `bmscale generate` does not write either."""
     never = plain_tokenizer.never_written(model) if model.task.name == "language_model" else []
     return {"suppress_tokens": never} if never else {}
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 # ---- opening

@@ -18,7 +18,7 @@ import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from bmscale.data.tokenizer import BOS, BYTE_PIECES, EOS, MASK_PIECE, PAD, SPECIAL_PIECES, UNK
-from bmscale.model.folder import TOKENIZER_CONFIG, ModelFolder
+from bmscale.model.folder import TOKENIZER_CONFIG, ModelFolder, write_json
 
 MODEL_FILE, JSON_FILE = "tokenizer.model", "tokenizer.json"
 _SPACE = "\u2581"
@@ -37,7 +37,7 @@ def write(model: ModelFolder, target: Path) -> None:
         make_json(processor, pattern).save(str(target / JSON_FILE))
     else:
         config["tokenizer_class"] = "SentencePieceBackend"
-    (target / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(target / TOKENIZER_CONFIG, config)
 
 
 def never_written(model: ModelFolder) -> list[int]:

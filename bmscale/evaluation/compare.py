@@ -163,11 +163,10 @@ def paired_tests(
     """Test N translations of each system against those of the first, given N references.
 
     For each metric: `name`, `signatures` (by test), `note`, and `systems`, a list of `system`, `score`, `difference`
-    (to the baseline), `mean` and `plus_minus` (over `n_bootstrap` resamples: mean, and half the width of the central
-    95 %) and `p_values` (by test; two-sided, so also for a system that is worse; None for the baseline and for
-    translations that are the same as its own). The tests
-    are `bootstrap` with `n_bootstrap` resamples and `randomisation` with `n_trials` trials. The same seed gives the
-    same values.
+    (to the baseline), `identical` (whether its translations are the baseline's), `mean` and `plus_minus` (over
+    `n_bootstrap` resamples: mean, and half the width of the central 95 %) and `p_values` (by test; two-sided, so also
+    for a system that is worse; None for the baseline, 1 where scores are equal). The tests are `bootstrap` with
+    `n_bootstrap` resamples and `randomisation` with `n_trials` trials. The same seed gives the same values.
 
     Raises BadInput for fewer than two systems, unequal counts, nothing to score, an unknown metric, or counts and a
     seed below 1.
@@ -195,9 +194,7 @@ def paired_tests(
                 ((name, signature),) = found.items()
                 tested: list[Any] = scores[name]
                 signatures[test] = str(signature)
-                # Of two that are the same, sacreBLEU's count of larger differences is 0, and so its p the smallest.
-                same = [hypotheses == named[0][1] for _, hypotheses in named]
-                p_values[test] = [None if equal else row.p_value for equal, row in zip(same, tested, strict=True)]
+                p_values[test] = [_p_value(row, tested[0]) for row in tested]
                 rows = rows or tested  # the first test is the one with intervals
             results[metric] = {
                 "name": name,
@@ -208,6 +205,7 @@ def paired_tests(
                         "system": systems[number][0],
                         "score": float(row.score),
                         "difference": float(row.score - rows[0].score),
+                        "identical": number > 0 and named[number][1] == named[0][1],
                         "mean": float(row.mean),
                         "plus_minus": float(row.ci),
                         "p_values": {test: p_values[test][number] for test in TESTS},
@@ -216,6 +214,14 @@ def paired_tests(
                 ],
             }
     return results
+
+
+def _p_value(row: Any, baseline: Any) -> float | None:
+    """How probable so large a difference is by chance. One of 0 is never exceeded by none: p is 1, where sacreBLEU,
+    which counts larger differences alone, gives its smallest."""
+    if row is baseline:
+        return None
+    return 1.0 if row.score == baseline.score else float(row.p_value)
 
 
 def format_comparison(results: dict[str, dict[str, Any]]) -> str:
@@ -230,14 +236,14 @@ def format_comparison(results: dict[str, dict[str, Any]]) -> str:
             interval = f"({row['mean']:.2f} ± {row['plus_minus']:.2f})"
             line = f"{label:<{width}} {row['score']:6.2f}  {interval:<17}"
             if number:
-                line += f"  {row['difference']:+10.2f}  {_p(row['p_values']['bootstrap']):>11}"
-                line += f"  {_p(row['p_values']['randomisation']):>15}"
+                line += f"  {row['difference']:+10.2f}  {_p(row, 'bootstrap'):>11}  {_p(row, 'randomisation'):>15}"
             lines.append(line.rstrip())
         lines += [f"  {test}: {signature}" for test, signature in result["signatures"].items()]
     notes = dict.fromkeys(result["note"] for result in results.values() if result["note"])
     return "\n".join([*lines, *(f"note: {note}" for note in notes)])
 
 
-def _p(value: float | None) -> str:
+def _p(row: dict[str, Any], test: str) -> str:
     """A p-value, marked where it is below 0.05."""
-    return "the same " if value is None else f"{value:.4f}{'*' if value < 0.05 else ' '}"
+    value = row["p_values"][test]
+    return "identical " if row["identical"] else f"{value:.4f}{'*' if value < 0.05 else ' '}"

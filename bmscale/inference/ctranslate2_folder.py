@@ -14,6 +14,7 @@ from typing import Any
 from bmscale.data.tokenizer import Tokenizer
 from bmscale.errors import BadInput
 from bmscale.model.folder import read_json
+from bmscale.model.seal import check_files
 
 MODEL, CONFIG, TOKENIZER_FILE, PROVENANCE = "model.bin", "config.json", "spiece.model", "provenance.json"
 COMPUTE_TYPES = (
@@ -58,7 +59,7 @@ def is_ctranslate2_folder(path: str | Path) -> bool:
 
 
 def open_ctranslate2_folder(path: str | Path, kind: str = TRANSLATOR) -> CTranslate2Folder:
-    """Check a folder without loading its weights.
+    """Check a folder without loading its weights: every byte of it, by the SHA-256 that the export has kept.
 
     Raises BadInput, naming the file and what to do, for one that is missing, damaged, of another kind of model, or not
     written by bmscale.
@@ -93,6 +94,7 @@ def open_ctranslate2_folder(path: str | Path, kind: str = TRANSLATOR) -> CTransl
             f"{path / TOKENIZER_FILE}: is not the tokenizer that the model was trained with: damaged or exchanged; "
             "copy the folder again"
         )
+    check_files(path, record)
     has_table, kept = record.get("positions") == "sinusoid", str(record.get("compute_type"))
     return CTranslate2Folder(path, found, provenance, tokenizer, places, has_table, kept)
 

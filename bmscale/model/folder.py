@@ -116,7 +116,7 @@ def write_model_folder(
             "dtype": str(dtype).removeprefix("torch."),
             "tokenizer_sha256": _sha256(fresh / TOKENIZER_FILE),
         }
-        _write_json(fresh / PROVENANCE, record)
+        write_json(fresh / PROVENANCE, record)
         (fresh / CARD).write_text(model_card(path.name, record, task_of(config)), encoding="utf-8")
         # safetensors makes its files for their owner alone; the card has what the umask gives everything else.
         mode = (fresh / CARD).stat().st_mode & 0o777
@@ -179,7 +179,7 @@ def _write_configs(
     if task.writes:
         GenerationConfig(**generation).save_pretrained(folder)
     mask = _mask_piece(folder / TOKENIZER_FILE, config) if task.name == "masked_lm" else None
-    _write_json(folder / TOKENIZER_CONFIG, tokenizer_config(longest, task.name, mask))
+    write_json(folder / TOKENIZER_CONFIG, tokenizer_config(longest, task.name, mask))
 
 
 def _mask_piece(tokenizer: Path, config: PreTrainedConfig) -> str:
@@ -242,10 +242,11 @@ def _name_shards(folder: Path, shards: list[list[str]], total_bytes: int) -> Non
         file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
         (folder / f"shard-{number}").rename(folder / file)
         where.update(dict.fromkeys(names, file))
-    _write_json(folder / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(where.items()))})
+    write_json(folder / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(where.items()))})
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object as people read it; what JSON does not have, NaN and infinities, becomes null."""
     text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8", errors="replace")
 

@@ -181,6 +181,19 @@ def test_a_damaged_folder_is_refused(make_model, tmp_path, name):
             Translator.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("name", ["model.bin", "shared_vocabulary.json"])
+def test_changed_bytes_are_found_when_a_folder_is_opened(make_model, tmp_path, name):
+    _, _, folder = exported(make_model, tmp_path, "translation", "modern", {})
+    data = bytearray((folder / name).read_bytes())
+    data[-40] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(BadInput, match=f"{name}: damaged or changed: its SHA-256"):
+        Translator.from_pretrained(folder)
+    (folder / name).write_bytes(data[:-1])
+    with pytest.raises(BadInput, match=f"{name}: damaged: must have {len(data):,} bytes; has {len(data) - 1:,}"):
+        Translator.from_pretrained(folder)
+
+
 def test_another_tokenizer_and_another_kind_of_model_are_refused(make_model, spieces, tmp_path):
     _, _, folder = exported(make_model, tmp_path, "translation", "modern", {})
     (folder / "spiece.model").write_bytes(spieces["bpe"].read_bytes())

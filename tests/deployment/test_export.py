@@ -1,5 +1,6 @@
 """The command: what passes is kept with its report, what does not leaves nothing but that."""
 
+import hashlib
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bmscale.cli import main
-from bmscale.deployment import hugging_face
+from bmscale.deployment import export, hugging_face
 
 PAIRS = """The old man sleeps.\tDer alte Mann schläft.
 Who calls her?\tWer ruft sie an?
@@ -56,6 +57,11 @@ def test_an_export_is_kept_with_report_and_card(make_model, test_file, tmp_path,
     assert gate["test"]["metrics"]["bleu"]["signatures"]["bootstrap"] in card
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "test.tsv"]
     assert report["files"] == sorted(path.name for path in out.iterdir())
+    weights = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+    assert report["artefact"]["sha256"]["model.safetensors"] == weights
+    assert report["changes"]["bleu"] == 0
+    assert "| BLEU |" in card
+    assert "| identical |" in card
     with (out / "README.md").open("a") as file:
         file.write("From my corpus.\n")
     assert main(command) == 2
@@ -116,6 +122,21 @@ def test_a_broken_export_is_not_kept(make_model, test_file, tmp_path, monkeypatc
     assert str(failed) in said
     assert not json.loads(failed.read_text())["gate"]["passed"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.failed.json", "test.tsv"]
+
+
+def test_a_model_that_is_replaced_meanwhile_is_not_exported(make_model, test_file, tmp_path, monkeypatch, capsys):
+    """As a training that goes on does. The gate may have opened either."""
+    model = make_model("translation", "vanilla")
+
+    def replace(*_):
+        (model.path / "provenance.json").write_text(json.dumps({**model.provenance, "step": 2}))
+        return {"passed": True}
+
+    monkeypatch.setattr(export, "_pass", replace)
+    command = ["export", str(model.path), "--to", "hf", "--out", str(tmp_path / "out"), "--test", str(test_file)]
+    assert main(command) == 1
+    assert "was replaced while it was exported, as training does; export it again" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["test.tsv"]
 
 
 @pytest.mark.parametrize(

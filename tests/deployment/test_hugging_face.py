@@ -38,8 +38,10 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "language-model": ("language_model", "llama", "DecoderOnlyForCausalLM", {"feed_forward": "geglu"}),
     "eurobert": ("masked_lm", "eurobert", "EuroBertForMaskedLM", SCALARS),
     "classifier": ("classification", "eurobert", "EuroBertForSequenceClassification", SCALARS),
-    "classifier-first": ("classification", "eurobert", "EncoderOnlyForSequenceClassification",
-                         {"classifier_pooling": "first", "norm": "layer_norm"}),
+    "classifier-first": ("classification", "eurobert", "EuroBertForSequenceClassification",
+                         {**SCALARS, "classifier_pooling": "first"}),
+    "classifier-of-layer-norm": ("classification", "eurobert", "EncoderOnlyForSequenceClassification",
+                                 {"classifier_pooling": "first", "norm": "layer_norm"}),
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import warnings
 from typing import Any
 
@@ -54,11 +55,14 @@ def test_a_real_difference_is_told_from_none():
     # One sentence worse, one better: two of the four ways to swap them differ more, whatever the rounding of a score.
     two_words = [GOOD[0].replace("old trees", "tree"), REFERENCES[1], *GOOD[2:]]
     found = paired_tests([("a", GOOD), ("b", BAD), ("same", GOOD), ("c", two_words)], REFERENCES)
-    assert "the same" in format_comparison(found)
+    table = format_comparison(found)
+    assert re.search(r"^same .* \+0\.00 +identical +identical$", table, re.M)
+    assert table.count("identical") == 2 * len(found)
     for result in found.values():
         _, bad, same, near = (row["p_values"] for row in result["systems"])
         assert max(bad.values()) < 0.01
-        assert same == {"bootstrap": None, "randomisation": None}
+        assert same == {"bootstrap": 1.0, "randomisation": 1.0}
+        assert [row["identical"] for row in result["systems"]] == [False, False, True, False]
         assert near["randomisation"] > 0.1
 
 
