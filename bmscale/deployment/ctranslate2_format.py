@@ -129,7 +129,7 @@ the packages ctranslate2 and sentencepiece alone:
 import ctranslate2, sentencepiece
 
 pieces = sentencepiece.SentencePieceProcessor(model_file="spiece.model")
-translator = ctranslate2.Translator(".", device="cpu")
+translator = ctranslate2.Translator(".", device="cpu", intra_threads=1)
 (result,) = translator.translate_batch([pieces.encode("A sentence.", out_type=str)])
 print(pieces.decode(result.hypotheses[0]))
 ```
@@ -144,7 +144,7 @@ With the packages ctranslate2 and sentencepiece:
 import ctranslate2, sentencepiece
 
 pieces = sentencepiece.SentencePieceProcessor(model_file="spiece.model")
-generator = ctranslate2.Generator(".", device="cpu")
+generator = ctranslate2.Generator(".", device="cpu", intra_threads=1)
 prompt = ["<s>", *pieces.encode("Once upon", out_type=str)]
 never = NEVER  # they are no text
 options = {"sampling_topp": 0.95, "include_prompt_in_result": False, "suppress_sequences": never}

@@ -14,7 +14,12 @@ import numpy as np
 
 from bmscale.data.tokenizer import EOS
 from bmscale.errors import BadInput
-from bmscale.inference.ctranslate2_folder import CTranslate2Folder, open_ctranslate2_folder, open_engine
+from bmscale.inference.ctranslate2_folder import (
+    CTranslate2Folder,
+    batch_tokens,
+    open_ctranslate2_folder,
+    open_engine,
+)
 from bmscale.inference.prefix import Prefix
 from bmscale.inference.search import SearchOptions, check_search
 
@@ -98,10 +103,11 @@ class CTranslate2Backend:
             self._check_lengths([[*prefix, EOS] for prefix in prefixes])
         if self._longest is not None:  # the room behind a prefix ends with the table
             limit = min(limit, self._longest)
+        most = max(1, options.max_batch_tokens // options.beam_size)
         found = self.translator.translate_batch(
             [self._tokens(sources[row]) for row in rows],
             None if prefixes is None else [self._tokens(prefix) for prefix in prefixes],
-            max_batch_size=max(1, options.max_batch_tokens // options.beam_size),
+            max_batch_size=batch_tokens(self.translator, [len(sources[row]) for row in rows], most),
             batch_type="tokens",
             beam_size=options.beam_size,
             num_hypotheses=n,
