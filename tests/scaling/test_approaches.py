@@ -50,27 +50,21 @@ def test_isoflop_curves_find_the_exponent(curve, within):
     assert len(found.optima) == 5
     assert found.a_interval[0] < found.a < found.a_interval[1]
     if curve == "akima":
-        assert found.optima[2].N == pytest.approx(best_size(1e19), rel=0.02)
+        assert pytest.approx(best_size(1e19), rel=0.02) == found.optima[2].N
 
 
-def test_an_optimum_at_the_edge_is_refused():
-    """Sizes of the top budget all below its best one."""
-    table = runs(noise=0.0)
-    cut = table.select((table["C"] < 9e19) | (table["N"] < 0.4 * best_size(1e20)))
-    for curve in ("parabola", "akima"):
-        low = (
-            cut
-            if curve == "parabola"
-            else runs(noise=0.0, sizes=21).select(
-                (lambda big: (big["C"] < 9e19) | (big["N"] < 0.4 * best_size(1e20)))(runs(noise=0.0, sizes=21))
-            )
-        )
-        if curve == "parabola":
-            low = runs(noise=0.0, sizes=21)
-            low = low.select((low["C"] < 9e19) | (low["N"] < 0.3 * best_size(1e20)))
-        with pytest.raises(BadInput, match=r"at 1e\+20 FLOPs the largest, .* parameters: add sizes above it"):
-            isoflop(low, curve=curve)
-    left = isoflop(low, curve="akima", leave_out_edges=True)
+@pytest.mark.parametrize("curve", ["parabola", "akima"])
+@pytest.mark.parametrize(
+    ("side", "said"), [(-1, "the largest, .*: add sizes above"), (1, "the smallest, .*: add sizes below")]
+)
+def test_an_optimum_at_the_edge_is_refused(curve, side, said):
+    """Sizes of the top budget all on one side of its best one."""
+    table = runs(noise=0.0, sizes=21, span=3.0)
+    limit = best_size(1e20) * 2.0 ** (0.5 * side)
+    cut = table.select((table["C"] < 9e19) | (side * (table["N"] - limit) > 0))
+    with pytest.raises(BadInput, match=rf"at 1e\+20 FLOPs {said}"):
+        isoflop(cut, curve=curve)
+    left = isoflop(cut, curve=curve, leave_out_edges=True)
     assert len(left.optima) == 4
     assert left.notes[0].startswith("left out: at 1e+20 FLOPs")
 
