@@ -89,6 +89,7 @@ def analyse(
     at the edge of the grid.
     """
     warnings = list(table.warnings)
+    allocations = _from_curves(table, approach)
     tested, refused = None, ""
     try:
         tested = backtest.backtest(table, objective, _candidates(table, law))
@@ -118,7 +119,7 @@ def analyse(
         fitted,
         found,
         boot,
-        tuple(_allocations(table, approach, found, boot)),
+        (*allocations, *_from_law(found, boot)),
         _conventions(fitted, found),
         _encoder_share(found),
         tested,
@@ -144,15 +145,14 @@ def _of_certificate(found: Fit) -> list[str]:
         )
     if certificate.better > 0:
         warnings.append("a random restart found a better optimum than the grid did: raise --restarts")
-    gone = [name for name, value in found.parameters.items() if value < 1e-12]
-    if gone:
-        warnings.append(f"{', '.join(gone)} went to 0: the rows do not show that term")
+    if found.gone:
+        warnings.append(f"{', '.join(found.gone)} went to 0: the rows do not show that term")
     return warnings
 
 
 def _outside(table: Table, found: Fit) -> list[str]:
     """Budgets whose best size, by the law, was not among the sizes trained: it is an extrapolation even there."""
-    if not _is_allocated(found.law) or min(found.parameters.values()) <= 0:
+    if not _is_allocated(found.law) or set(found.gone) - {"E"}:
         return []
     n, _ = approaches.from_law(found.law, found.parameters).at(float((6 * table["N"] * table["D"]).max()))
     low, high = table["N"].min(), table["N"].max()
@@ -167,22 +167,23 @@ def _is_allocated(law: Law) -> bool:
     return {("N",), ("D",)} <= {tuple(term.exponents) for term in law.terms}
 
 
-def _allocations(table: Table, approach: int, found: Fit, boot: Bootstrap | None) -> list[Allocation]:
-    allocations = []
+def _from_curves(table: Table, approach: int) -> list[Allocation]:
+    """Approaches 1 and 2, where one of them was asked for."""
     if approach == 1:
-        allocations.append(approaches.training_curves(table))
-    elif approach == 2:
-        allocations += [approaches.isoflop(table), approaches.isoflop(table, curve="akima")]
-    if _is_allocated(found.law) and all(value > 0 for value in found.parameters.values()):
+        return [approaches.training_curves(table)]
+    return [approaches.isoflop(table), approaches.isoflop(table, curve="akima")] if approach == 2 else []
+
+
+def _from_law(found: Fit, boot: Bootstrap | None) -> list[Allocation]:
+    """Approach 3, where the law says how to split compute."""
+    if _is_allocated(found.law) and not set(found.gone) - {"E"}:
         ours = approaches.from_law(found.law, found.parameters)
         if boot is not None:
             a = boot.statistic(lambda parameters: _exponent(found.law, parameters))
             low, high = intervals.percentiles(a, intervals.LEVEL)
             ours = replace(ours, a_interval=(low, high), b_interval=(1 - high, 1 - low))
-        allocations.append(ours)
-    elif approach == 3 and "N" in found.law.needs and "D" in found.law.needs:
-        raise BadInput(f"approach 3: law {found.law.name} says nothing of how to split compute between N and D")
-    return allocations
+        return [ours]
+    return []
 
 
 def _exponent(law: Law, parameters: dict[str, float]) -> float:

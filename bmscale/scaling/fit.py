@@ -16,7 +16,7 @@ import numpy as np
 from bmscale.errors import BadInput
 from bmscale.scaling import lad
 from bmscale.scaling.law import Array, Columns, Law
-from bmscale.scaling.newton import Function, minimise
+from bmscale.scaling.newton import Found, Function, minimise
 from bmscale.scaling.projection import SMALLEST, grid_of, project, sweep
 
 Loss = Literal["huber", "lad", "ls"]
@@ -27,8 +27,8 @@ TOLERANCE = 1e-6
 """Largest component of the gradient of the scaled objective at what counts as an optimum."""
 AGREES = 1e-6
 """Restarts whose objective is within this, relatively, found the same optimum."""
-GONE, RELEASED = 1e-8, 1e-6
-"""A term below the first of the largest one is at 0, and is tried again with the second of it."""
+GONE, RELEASED, SMALL_TERM = 1e-8, 1e-6, 1e-4
+"""Shares of the largest coefficient: at 0 below the first, tried with the second, tried without below the third."""
 SMALL = 1e-9
 """Scaled objectives a row within this are the same as well: without noise all of it is rounding."""
 
@@ -95,6 +95,8 @@ class Fit:
     """(rows,) log y − log prediction, or y − prediction, as the objective has it."""
     certificate: Certificate
     seconds: float
+    gone: tuple[str, ...]
+    """Coefficients that went to 0: the rows do not show these terms."""
     inner: Array = field(repr=False)
     """(log c, log θ) of the law, for a warm start."""
 
@@ -115,6 +117,7 @@ class Fit:
             "parameters": self.parameters,
             "objective": self.value,
             "rows": self.rows,
+            "gone": list(self.gone),
             "certificate": {**vars(self.certificate), "stationary": self.certificate.stationary},
             "seconds": self.seconds,
         }
@@ -165,9 +168,9 @@ class Problem:
         y = np.exp(np.minimum(y, 300.0))
         return y - np.exp(self.log_y), slopes * y[:, None]
 
-    def function(self, delta: float | None = None) -> Function:
+    def function(self) -> Function:
         """Σ ρ(r)/delta² and its gradient; Huber's for `lad`, which goes on from there."""
-        delta = delta or self.scale
+        delta = self.scale
         squares = self.objective.loss == "ls"
 
         def huber(inner: Array) -> tuple[float, Array]:
@@ -185,29 +188,37 @@ class Problem:
         """From a start to the optimum near it: (inner, scaled value, scaled gradient)."""
         function = self.function()
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            inner, value, gradient, _ = minimise(function, start, tolerance=TOLERANCE * 1e-2)
-            for _ in self.law.terms:
-                better = self._released(function, inner, value)
+            found = minimise(function, start, tolerance=TOLERANCE * 1e-2)
+            for _ in range(2 * len(self.law.terms)):
+                better = self._at_zero_or_not(function, found[0], found[1])
                 if better is None:
                     break
-                inner, value, gradient, _ = minimise(function, better, tolerance=TOLERANCE * 1e-2)
+                found = better
+            inner, value, gradient, _ = found
             if self.objective.loss != "lad":
                 return inner, value, float(np.abs(gradient).max())
             inner, total, left = lad.minimise(self.residuals, inner)
         return inner, total / self.scale, left
 
-    def _released(self, function: Function, inner: Array, value: float) -> Array | None:
-        """Where a term is at 0, whose logarithm has no gradient: the same point with a little of that term, if better.
+    def _at_zero_or_not(self, function: Function, inner: Array, value: float) -> Found | None:
+        """A better optimum without a term that is nearly 0, or with one that is at 0; None where there is none.
 
-        None says that 0 is right for it (the condition of Karush, Kuhn and Tucker).
+        A logarithm has no gradient at 0: it hardly arrives there and never leaves. None says that what is at 0 belongs
+        there (the condition of Karush, Kuhn and Tucker).
         """
         k = len(self.law.terms)
         level = inner[:k].max()
-        for term in np.flatnonzero(inner[:k] < level + np.log(GONE)):
-            tried = inner.copy()
-            tried[term] = level + np.log(RELEASED)
-            if function(tried)[0] < value:
-                return tried
+        for term in np.flatnonzero(inner[:k] < level + np.log(SMALL_TERM)):
+            for share in (SMALLEST, RELEASED):
+                tried = inner.copy()
+                tried[term] = level + np.log(share)
+                if share == SMALLEST and inner[term] <= tried[term] + 1:
+                    continue
+                if share == RELEASED and function(tried)[0] >= value:
+                    continue
+                found = minimise(function, tried, tolerance=TOLERANCE * 1e-2)
+                if found[1] < value:
+                    return found
         return None
 
     def value(self, scaled: float) -> float:
@@ -243,9 +254,12 @@ def fit(
     agreeing = sum(other[1] <= value + same for other in again)
     certificate = Certificate(gradient, TOLERANCE, restarts, agreeing, 1 - value / first if first else 0.0)
     residuals = -problem.residuals(inner)[0]
+    log_c = inner[: len(law.terms)]
+    gone = tuple(name for name, at in zip(law.coefficients, log_c, strict=True) if at < log_c.max() + np.log(GONE))
     inner = law.shift(inner, problem.origin)
     seconds = time.perf_counter() - began
-    return Fit(law, objective, law.named(inner), problem.value(value), residuals, certificate, seconds, inner)
+    value = problem.value(value)
+    return Fit(law, objective, law.named(inner), value, residuals, certificate, seconds, gone, inner)
 
 
 def _finite(inner: Array) -> Array:

@@ -79,7 +79,7 @@ def bootstrap(
     if different <= len(fit.law.parameters):
         raise BadInput(
             f"bootstrap: needs more runs than the {len(fit.law.parameters)} parameters of law {fit.law.name}; got "
-            f"{different} runs in {rows} rows"
+            f"{different} runs in {rows} rows; add runs, or leave intervals out: --draws 0"
         )
     problem = Problem.of(fit.law, fit.objective, columns)
     begin = fit.law.shift(fit.inner if start is None else start, -problem.origin)

@@ -7,12 +7,14 @@ import numpy as np
 from bmscale.scaling.law import Array
 
 Function = Callable[[Array], tuple[float, Array]]
+Found = tuple[Array, float, Array, int]
+"""(point, value, gradient, iterations)."""
 STEP = 1e-6
 
 
 def minimise(
     function: Function, start: Array, *, tolerance: float, iterations: int = 200, radius: float = 0.3
-) -> tuple[Array, float, Array, int]:
+) -> Found:
     """A local minimum near `start`: (point, value, gradient, iterations).
 
     `function` gives a value and its exact gradient; the second derivative is the gradient's difference quotient, so

@@ -48,6 +48,7 @@ def test_isoflop_curves_find_the_exponent(curve, within):
     assert found.a == pytest.approx(A, abs=within)
     assert found.a + found.b == pytest.approx(1, abs=1e-6)
     assert len(found.optima) == 5
+    assert found.a_interval is not None
     assert found.a_interval[0] < found.a < found.a_interval[1]
     if curve == "akima":
         assert pytest.approx(best_size(1e19), rel=0.02) == found.optima[2].N

@@ -28,9 +28,11 @@ def test_the_law_that_made_the_runs_is_taken():
     found = backtest(runs(noise=0.001))
     assert found.chosen.law in ("chinchilla", "tied")
     assert found.factor == pytest.approx(1e20 / 3e19)
-    assert found.chosen.error < 0.004
     wrong = found.of("kaplan-n", 1.0)
     assert wrong is not None
+    assert wrong.error is not None
+    assert found.chosen.error is not None
+    assert found.chosen.error < 0.004
     assert wrong.error > 5 * found.chosen.error
     assert found.of("kaplan-n", 0.3) is None
     assert {one.law for one in found.candidates[-3:]} == {"frontier"}

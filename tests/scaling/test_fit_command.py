@@ -47,7 +47,7 @@ def test_it_needs_no_option(table, capsys):
         (["--draws", "-1"], "--draws: must be at least 0; got -1"),
         (["--delta", "0"], "delta: must be above 0"),
         (["--approach", "1"], "approach 1 needs loss curves"),
-        (["--law", "encoder-decoder"], "needs the columns N_e, N_d, D"),
+        (["--law", "encoder-decoder"], "must have the column N_e; got N, D, loss, C"),
         (["--columns", "N=size"], "has the columns N, D, loss; got 'size'"),
     ],
 )
