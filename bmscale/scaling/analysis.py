@@ -19,6 +19,7 @@ from bmscale.scaling.tables import Table
 
 AUTO = "auto"
 RESTARTS = 20
+FEW_HELD_OUT = 3
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ def analyse(
         refused = str(error)
     if law == AUTO and tested is not None:
         chosen, window = find_law(tested.chosen.law), tested.chosen.window
+        if tested.held_out < FEW_HELD_OUT:
+            warnings.append(f"the law was chosen by {tested.held_out} rows held out: little to go by")
     else:
         chosen, window = find_law(law), 1.0
     fitted = backtest.window(table, window)

@@ -6,7 +6,7 @@ An optimum at the smallest or the largest size of a budget says only that the gr
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -50,7 +50,7 @@ class Allocation:
     notes: tuple[str, ...] = ()
     a_interval: tuple[float, float] | None = None
     b_interval: tuple[float, float] | None = None
-    """95 % intervals, where they are known: for lines of the slope's t distribution."""
+    """95 % intervals where they are known: Student's for the slope of isoFLOP minima, the bootstrap's for a law."""
 
     def at(self, C: float) -> tuple[float, float]:
         """(N, D) for a budget of so many FLOPs."""
@@ -122,7 +122,8 @@ def training_curves(table: Table, *, count: int = CURVE_BUDGETS) -> Allocation:
             f"add sizes below {sizes.min():.3g} and above {sizes.max():.3g}, or train them longer"
         )
     notes = (f"{at_edge} of {count} budgets left out: the best size was the smallest or the largest there",)
-    return _through("approach 1", optima, notes)
+    # Neighbouring budgets share their curves: the line's own interval would be far too narrow.
+    return replace(_through("approach 1", optima, notes), a_interval=None, b_interval=None)
 
 
 def _curves(table: Table) -> list[tuple[float, Array, Array, Array]]:

@@ -21,6 +21,8 @@ WINDOWS = (1.0, 0.75, 0.5)
 """Shares of the rows, those of the largest budgets, that a candidate is fitted to."""
 AS_GOOD = 1.1
 """Errors within this factor of the least do not tell candidates apart: few rows are held out."""
+ROWS_A_PARAMETER = 3
+"""A window needs as many rows for each parameter; all rows together need not."""
 HELD_OUT = 0.05
 """The top budgets are held out until they are this share of the rows."""
 
@@ -37,7 +39,7 @@ class Candidate:
     error: float | None
     """Root mean square of log(outcome/forecast) over the rows held out; None where it could not be fitted."""
     best_error: float | None
-    """The same log, with its sign, at the row of least loss among them."""
+    """The same log, with its sign, at the row of least loss (or most BLEU) among them."""
     refused: str = ""
     """Why it could not be fitted."""
 
@@ -145,13 +147,14 @@ def _score(law: Law, train: Table, held: Table, share: float, objective: Objecti
         if law is FRONTIER:
             train, held = frontier_of(train), frontier_of(held)
         check_law(train, law)
-        if len(train) <= len(law.parameters):
-            raise BadInput(f"law {law.name}: {len(train)} rows for {len(law.parameters)} parameters")
+        if share < 1 and len(train) < ROWS_A_PARAMETER * len(law.parameters):
+            raise BadInput(f"law {law.name}: {len(train)} rows are too few to leave others out")
         found = fit(law, train.columns, objective)
     except BadInput as error:
         return Candidate(law.name, share, len(train), None, None, str(error))
     off = np.log(held[law.target] / found.predict(held.columns))
-    return Candidate(law.name, share, len(train), _rms(off), float(off[np.argmin(held[law.target])]))
+    best = np.argmax(held["bleu"]) if law.target == "bleu" else np.argmin(held["loss"])
+    return Candidate(law.name, share, len(train), _rms(off), float(off[best]))
 
 
 def _rms(values: Array) -> float:

@@ -91,6 +91,7 @@ def test_training_curves_find_the_exponent():
     assert found.a == pytest.approx(A, abs=0.02)
     assert found.b == pytest.approx(1 - A, abs=0.02)
     assert "budgets left out" in found.notes[0]
+    assert found.a_interval is None
 
 
 def test_training_curves_refuse_what_they_cannot_answer():
