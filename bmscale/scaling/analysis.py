@@ -253,7 +253,7 @@ def _backtest_text(tested: BackTest | None) -> list[str]:
         return []
     lines = [
         "",
-        f"back-test: rows held out: {tested.held_out}, up to {tested.factor:.3g} times the largest {tested.scale} fitted",
+        f"back-test: rows held out: {tested.held_out}, to {tested.factor:.3g} times the largest {tested.scale} fitted",
         f"  {'law':22}{'window':>7}{'rows':>6}{'error':>9}   at the best run",
     ]
     for one in tested.candidates:

@@ -28,7 +28,7 @@ def test_it_says_all(analysis):
         "approach 2, parabola: a",
         "approach 2, akima: a",
         "approach 3: a",
-        "back-test: rows held out: 7",
+        "rows held out: 7",
         "checklist",
     ):
         assert word in text
