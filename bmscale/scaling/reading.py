@@ -1,0 +1,176 @@
+"""Tables from files: CSV, TSV and JSONL, columns recognised or named, units read."""
+
+import csv
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bmscale.errors import BadInput
+from bmscale.scaling.checks import check
+from bmscale.scaling.law import Array
+from bmscale.scaling.tables import Table
+
+# What other people call the columns, without regard to case, spaces, underscores and hyphens.
+ALIASES = {
+    "N": ("n", "params", "parameters", "nparams", "numparams", "modelsize", "modelparameters", "paramsactiveprecise"),
+    "D": ("d", "t", "tokens", "ntokens", "numtokens", "traintokens", "trainingtokens", "tokenstrained", "seenexamples"),
+    "C": ("c", "flops", "flop", "trainingflop", "trainingflops", "compute", "trainflops", "totalflops"),
+    "loss": ("loss", "finalloss", "validloss", "valloss", "validationloss", "testloss", "evalloss", "crossentropy"),
+    "N_e": ("ne", "encoderparams", "encoderparameters", "paramsencoder", "nencoder"),
+    "N_d": ("nd", "decoderparams", "decoderparameters", "paramsdecoder", "ndecoder"),
+    "U": ("u", "uniquetokens", "uniquedata", "numuniquetokens"),
+    "bleu": ("bleu", "sacrebleu", "testbleu"),
+}
+GROUPS = ("group", "run", "run_name", "name", "run_id")
+UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+_NUMBER = re.compile(r"([-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([kKmMgGbBtT])?")
+_GIVEN = re.compile(r"([A-Za-z_]\w*)=([^*]+?)(?:\*([\d.eE+-]+))?")
+
+
+def open_table(path: str | Path, columns: Sequence[str] = (), drop: Sequence[str] = ()) -> Table:
+    """A table of whatever a path is: a CSV, TSV or JSONL file.
+
+    `columns` name columns where they are not recognised, and give units: `N=Model Size`, `D=tokens_b*1e9`. Raises
+    BadInput for a file that cannot be read as a table, and for what `check` refuses.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise BadInput(f"{path}: must be a CSV, TSV or JSONL file; it is a folder")
+    if not path.is_file():
+        raise BadInput(f"{path}: must be a CSV, TSV or JSONL file; there is no such file")
+    return make_table(str(path), _records(path), columns, drop)
+
+
+def make_table(
+    name: str, records: Sequence[Mapping[str, Any]], columns: Sequence[str] = (), drop: Sequence[str] = ()
+) -> Table:
+    """The table of records, one a row, as `open_table` makes it of a file's."""
+    if not records:
+        raise BadInput(f"{name}: must have rows below its header; it has none")
+    given = _parse_columns(name, columns, records[0])
+    found = {**_recognised(records[0], given), **given}
+    notes = [
+        f"{ours} is '{theirs}'" + (f" times {factor:g}" if factor != 1 else "")
+        for ours, (theirs, factor) in found.items()
+    ]
+    values = {ours: _numbers(name, ours, theirs, records) * factor for ours, (theirs, factor) in found.items()}
+    label = next(
+        (key for key in records[0] if key.lower() in GROUPS and key not in {k for k, _ in found.values()}), None
+    )
+    groups = tuple(str(record.get(label, "")) for record in records) if label else ()
+    if label:
+        notes.append(f"rows of one run share '{label}'")
+    if not values:
+        raise BadInput(
+            f"{name}: must have columns for N, D and loss; got {', '.join(records[0])}; give --columns N=NAME …"
+        )
+    table = _derive(Table(name, values, groups, notes=tuple(notes))).drop(drop)
+    if not len(table):
+        raise BadInput(f"--drop: must leave rows of {name}; got {', '.join(drop)}, which leaves none")
+    return check(table)
+
+
+def _records(path: Path) -> list[Mapping[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: must be UTF-8 text, CSV, TSV or JSONL; byte {error.start} is not") from error
+    if path.suffix.lower() in (".jsonl", ".ndjson", ".json") or text.lstrip()[:1] in ("{", "["):
+        return _json_records(path, text)
+    delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
+    reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
+    records: list[Mapping[str, Any]] = []
+    for number, row in enumerate(reader, 1):
+        if None in row or None in row.values():
+            raise BadInput(f"{path}: row {number} must have {len(reader.fieldnames or ())} fields as the header does")
+        records.append(row)
+    return records
+
+
+def _json_records(path: Path, text: str) -> list[Mapping[str, Any]]:
+    try:
+        if text.lstrip().startswith("["):
+            found = json.loads(text)
+        else:
+            found = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}: must be JSON objects, one a line; {error}") from error
+    for number, record in enumerate(found, 1):
+        if not isinstance(record, dict):
+            raise BadInput(f"{path}: row {number} must be a JSON object; got {json.dumps(record)[:60]}")
+    return list(found)
+
+
+def _parse_columns(name: str, columns: Sequence[str], first: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+    found = {}
+    for text in columns:
+        match = _GIVEN.fullmatch(text.strip())
+        if match is None:
+            raise BadInput(f"--columns: must be OURS=THEIRS or OURS=THEIRS*FACTOR, as in D=tokens_b*1e9; got '{text}'")
+        ours, theirs, factor = match[1], match[2].strip(), match[3]
+        if ours not in ALIASES and not ours.startswith("N_"):
+            raise BadInput(f"--columns: OURS must be one of {', '.join(ALIASES)} or N_…; got '{ours}'")
+        if theirs not in first:
+            raise BadInput(f"--columns: {name} has the columns {', '.join(first)}; got '{theirs}'")
+        try:
+            found[ours] = (theirs, float(factor or 1))
+        except ValueError:
+            raise BadInput(f"--columns: the factor must be a number; got '{text}'") from None
+    return found
+
+
+def _recognised(first: Mapping[str, Any], given: Mapping[str, tuple[str, float]]) -> dict[str, tuple[str, float]]:
+    """Our names of the file's columns, with the unit that a header such as `tokens_b` or `params (M)` says."""
+    taken = {theirs for theirs, _ in given.values()}
+    found: dict[str, tuple[str, float]] = {}
+    for theirs in first:
+        unit = re.search(r"(?:[\s_(\[])([mMbBkKtT])[)\]]?$", theirs)
+        factor = UNITS[unit[1].lower()] if unit else 1.0
+        stem = theirs[: unit.start()] if unit else theirs
+        plain = re.sub(r"[\s_\-()]", "", stem).lower()
+        for ours, names in ALIASES.items():
+            if plain in names and ours not in given and ours not in found and theirs not in taken:
+                found[ours] = (theirs, factor)
+        if re.fullmatch(r"N_\w+", theirs) and theirs not in ALIASES and theirs not in given:
+            found[theirs] = (theirs, 1.0)
+    return found
+
+
+def _numbers(name: str, ours: str, theirs: str, records: Sequence[Mapping[str, Any]]) -> Array:
+    """(rows,) with suffixes such as 70M read; BadInput where only some rows have one."""
+    values, units = [], set()
+    for number, record in enumerate(records, 1):
+        given = record.get(theirs)
+        text = "" if given is None else str(given).strip()
+        match = _NUMBER.fullmatch(text)
+        if match is None and text.lower().lstrip("+-") not in ("nan", "inf", "infinity"):
+            raise BadInput(f"{name}: row {number}, column '{theirs}' must be a number; got '{text}'")
+        if match is None:
+            values.append(float(text))
+            continue
+        units.add(bool(match[2]))
+        values.append(float(match[1].replace(",", "")) * UNITS.get((match[2] or "").lower(), 1.0))
+    if len(units) > 1:
+        raise BadInput(
+            f"{name}: column '{theirs}' ({ours}) must have one unit; some rows have K, M, B or T and some not"
+        )
+    return np.array(values, dtype=np.float64)
+
+
+def _derive(table: Table) -> Table:
+    """C = 6 N D where two of the three are there, U = D at most."""
+    have, notes = dict(table.columns), list(table.notes)
+    with np.errstate(all="ignore"):
+        for missing, formula in (("D", lambda: have["C"] / (6 * have["N"])), ("C", lambda: 6 * have["N"] * have["D"])):
+            if missing not in have and {"N", "D", "C"} - {missing} <= set(have):
+                have[missing] = formula()
+                notes.append(f"{missing} is from C = 6 N D")
+    if "N" not in have and {"N_e", "N_d"} <= set(have):
+        have["N"] = have["N_e"] + have["N_d"]
+        notes.append("N is N_e + N_d, without embeddings where those have none")
+    return replace(table, columns=have, notes=tuple(notes))
