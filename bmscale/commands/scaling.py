@@ -37,7 +37,7 @@ def _add_reproduce(actions: Commands) -> None:
     parser.add_argument(
         "--bootstrap",
         action="store_true",
-        help="besiroglu: its 4,000 draws as well, for standard errors (a minute)",
+        help="besiroglu: its 4,000 draws as well, for standard errors (half a minute)",
     )
     parser.add_argument("--plot", metavar="DIR", help="write each paper's picture there, PNG and SVG")
     parser.add_argument("--json", action="store_true", help="all figures, for programs")

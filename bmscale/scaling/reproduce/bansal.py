@@ -53,8 +53,8 @@ def reproduce(folder: Path, bootstrap: bool = False) -> Reproduction:
     if missing:
         raise BadInput(f"{folder / SOURCE.file}: must have the curves of the paper; lacks {', '.join(missing)}")
     together = [curves[name] for name in ENCODER_DECODERS]
-    found = fit(shared_exponent(len(together)), _columns([curve[:, :-1] for curve in together]))
-    largest = _columns([curve[:, -1:] for curve in together])
+    found = fit(shared_exponent(len(together)), columns([curve[:, :-1] for curve in together]))
+    largest = columns([curve[:, -1:] for curve in together])
     errors = 100 * (found.predict(largest) / largest["loss"] - 1)
     checks: list[Check] = [between("p, the three curves together", P_PUBLISHED, found.parameters["p"], *P_RANGE)]
     for name, curve, error in zip(ENCODER_DECODERS, together, errors, strict=True):
@@ -75,7 +75,7 @@ def _curves(folder: Path) -> dict[str, Array]:
     return {name: np.array(sorted(curve)).T for name, curve in points.items()}
 
 
-def _columns(curves: list[Array]) -> dict[str, Array]:
+def columns(curves: list[Array]) -> dict[str, Array]:
     """Several curves under each other, as `shared_exponent` reads them."""
     which = np.repeat(np.arange(len(curves)), [curve.shape[1] for curve in curves])
     pairs, losses = np.concatenate(curves, axis=1)
@@ -89,8 +89,8 @@ def _draw(figure: "Figure", curves: Mapping[str, Array], found: Fit, alone: Mapp
     for (name, curve), marker, style in zip(curves.items(), "osD^v", ("-", "--", "-.", ":", (0, (5, 1))), strict=False):
         if name in ENCODER_DECODERS:
             number = ENCODER_DECODERS.index(name)
-            columns = _columns([np.stack([line, line]) if i == number else np.empty((2, 0)) for i in range(3)])
-            fitted = found.predict(columns)
+            drawn = columns([np.stack([line, line]) if i == number else np.empty((2, 0)) for i in range(3)])
+            fitted = found.predict(drawn)
         else:
             fitted = alone[name].predict({"D": line})
         axes.plot(line, fitted, linestyle=style, color="black", lw=0.8)

@@ -74,8 +74,7 @@ def reproduce(folder: Path, bootstrap: bool = False) -> Reproduction:
 
     Raises BadInput for data that is missing or broken.
     """
-    every = _columns(folder)
-    kept = np.flatnonzero(every["loss"] < np.sort(every["loss"])[-DROPPED])
+    every, kept = points(folder)
     columns = {name: values[kept] for name, values in every.items()}
     huber = fit(CHINCHILLA, columns, Objective(delta=HUBER))
     headline = fit(CHINCHILLA, columns, Objective("lad"))
@@ -87,19 +86,21 @@ def reproduce(folder: Path, bootstrap: bool = False) -> Reproduction:
         for name in NAMES:
             checks.append(relative(f"{name}, {kind}", published[name], found.parameters[name], share, DIGITS[name]))
     if bootstrap:
-        log.info("besiroglu: %d fits of the bootstrap, about a minute", DRAWS)
+        log.info("besiroglu: %d fits of the bootstrap, half a minute", DRAWS)
         checks += _bootstrap_checks(draws(every, kept, DRAWS))
     return Reproduction("besiroglu", CITATION, tuple(checks), lambda figure: _draw(figure, every, headline))
 
 
-def _columns(folder: Path) -> dict[str, Array]:
+def points(folder: Path) -> tuple[dict[str, Array], NDArray[np.int64]]:
+    """(N, D, loss) of all points, and the indices of those that are kept: all but the highest losses."""
     rows = read_rows(SOURCE, folder)
     if len(rows) < DROPPED + len(NAMES):
         raise BadInput(f"{folder / SOURCE.file}: must have the 245 points of the paper; got {len(rows)}")
     sizes, compute, losses = np.array(
         [(row.number("Model Size"), row.number("Training FLOP"), row.number("loss")) for row in rows]
     ).T
-    return {"N": sizes, "D": compute / (6 * sizes), "loss": losses}
+    kept = np.flatnonzero(losses < np.sort(losses)[-DROPPED])
+    return {"N": sizes, "D": compute / (6 * sizes), "loss": losses}, kept
 
 
 def draws(every: Mapping[str, Array], kept: NDArray[np.int64], count: int) -> Array:

@@ -38,12 +38,12 @@ def relative(quantity: str, published: float, ours: float, share: float, digits:
     """Within ± `share` of the published figure."""
     room = share * abs(published)
     text = f"± {100 * share:g} %"
-    return Check(quantity, f"{published:.{digits}f}", ours, published - room, published + room, text, digits)
+    return Check(quantity, f"{published:.10g}", ours, published - room, published + room, text, digits)
 
 
 def absolute(quantity: str, published: float, ours: float, room: float, digits: int = 4) -> Check:
     """Within ± `room` of the published figure."""
-    return Check(quantity, f"{published:.{digits}f}", ours, published - room, published + room, f"± {room:g}", digits)
+    return Check(quantity, f"{published:.10g}", ours, published - room, published + room, f"± {room:g}", digits)
 
 
 def at_most(quantity: str, published: str, ours: float, most: float, digits: int = 4) -> Check:

@@ -153,7 +153,7 @@ def _fetch(source: Source, part: Part) -> bytes:
             data: bytes = response.read(LARGEST + 1)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise BmscaleError(
-            f"{url}: could not be fetched ({getattr(error, 'reason', error)}). Without a network, put it in place by hand."
+            f"{url}: could not be fetched ({getattr(error, 'reason', error)}). Without a network put it there by hand."
             f"\n{source.describe()}"
         ) from error
     if len(data) > LARGEST:
