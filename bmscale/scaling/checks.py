@@ -135,7 +135,8 @@ def check_law(table: Table, law: Law) -> list[str]:
         if compute.max() <= SAME_BUDGET * compute.min():
             raise BadInput(
                 f"{table.name}: law {law.name} needs runs of more than one budget; all have about "
-                f"{6 * compute.max():.2g} FLOPs (6 N D), where N and D cannot be told apart; add a budget at least twice as large"
+                f"{6 * compute.max():.2g} FLOPs, where N and D cannot be told apart; add a budget "
+                "at least twice as large"
             )
     free = len(table) - len(law.parameters)
     if free < 0:

@@ -8,7 +8,7 @@ one.
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -143,6 +143,10 @@ class Problem:
             )
         origin = law.origin(log_x)
         return cls(law, objective, log_x - origin, log_y, origin)
+
+    def rows(self, chosen: Array) -> "Problem":
+        """The same problem on some of its rows, given by their indices; its origin stays."""
+        return replace(self, log_x=self.log_x[chosen], log_y=self.log_y[chosen])
 
     @property
     def scale(self) -> float:

@@ -107,6 +107,11 @@ class Law:
         )
 
     @cached_property
+    def _uses(self) -> list[tuple[int, int, int]]:
+        """(term, column, shape) where that shape is the exponent of that column in that term."""
+        return [(int(term), int(column), int(shape)) for term, column, shape in np.argwhere(self.varying)]
+
+    @cached_property
     def power_index(self) -> int | None:
         names = [shape.name for shape in self.shapes]
         return None if self.power is None else names.index(self.power)
@@ -117,6 +122,8 @@ class Law:
 
     def exponents(self, shape: Array) -> Array:
         """(…, terms, columns) for shape parameters (…, shapes)."""
+        if shape.ndim == 1:
+            return self.fixed + self.varying @ shape
         return self.fixed + np.einsum("kqm,...m->...kq", self.varying, shape)
 
     def log_columns(self, columns: Columns) -> Array:
@@ -138,8 +145,10 @@ class Law:
         total = weights.sum(axis=1, keepdims=True)
         weights /= total
         log_sum = (top + np.log(total))[:, 0]
-        by_exponent = np.einsum("nk,nq,kqm->nm", weights, log_x, self.varying, optimize=False)
-        slopes = np.concatenate([weights, -shape * by_exponent], axis=1)
+        slopes = np.zeros((len(log_x), len(inner)))
+        slopes[:, :k] = weights
+        for term, column, index in self._uses:
+            slopes[:, k + index] -= shape[index] * weights[:, term] * log_x[:, column]
         if self.power_index is None:
             return log_sum, slopes
         power = shape[self.power_index]
