@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from bmscale.errors import BadInput
+from bmscale.scaling.approaches import from_law
 from bmscale.scaling.fit import Fit, Objective, fit
 from bmscale.scaling.law import Array
 from bmscale.scaling.laws import CHINCHILLA
@@ -154,7 +155,8 @@ def _draw(figure: "Figure", every: Mapping[str, Array], found: Fit) -> None:
     hoffmann = dict(zip(NAMES, [*np.exp(HOFFMANN[:3]), *HOFFMANN[3:]], strict=True))
     lines = ((found.parameters, "-", "fitted here"), (hoffmann, "--", "Hoffmann et al., approach 3"))
     for parameters, style, label in lines:
-        sizes = _best_size(parameters, budgets)
+        best = from_law(CHINCHILLA, parameters)
+        sizes = best.scale_n * budgets**best.a
         inside = budgets <= 10 * compute.max()
         left.plot(budgets[inside], sizes[inside], style, color="black", lw=0.9, label=label)
         right.plot(budgets, budgets / (6 * sizes**2), style, color="black", lw=0.9, label=label)
@@ -162,12 +164,6 @@ def _draw(figure: "Figure", every: Mapping[str, Array], found: Fit) -> None:
     left.set(xscale="log", yscale="log", xlabel="training compute C (FLOP)", ylabel="parameters N")
     left.legend(frameon=False)
     _ratios(right)
-
-
-def _best_size(parameters: Mapping[str, float], budgets: Array) -> Array:
-    """N of least loss where 6ND is the budget: N^(α+β) = (α A)/(β B) (C/6)^β."""
-    a, b, alpha, beta = (parameters[name] for name in ("A", "B", "alpha", "beta"))
-    return np.asarray((alpha * a / (beta * b) * (budgets / 6) ** beta) ** (1 / (alpha + beta)))
 
 
 def _ratios(axes: "Axes") -> None:

@@ -1,8 +1,8 @@
 """Porian et al. 2024: why Kaplan's and Hoffmann's exponents differ; here a of N* ~ C^a, from the isoFLOP curves.
 
-Of each budget the optimum N* is the lowest point of Akima's interpolation of log loss over log N (analysis.py of the
-source, `interpolation`, on its grid of 25 points an interval); an optimum at the edge is left out. Theirs is a
-regression weighted by bootstrap noise, and on bootstrap medians; ours gives every curve the same weight.
+Of each budget the optimum N* is the lowest point of Akima's interpolation over log N (`interpolation` in analysis.py of
+the source); an optimum at the edge is left out. Theirs is a regression on bootstrap medians, weighted by their spread;
+ours takes the curves as they are and gives each the same weight.
 """
 
 import io
@@ -10,18 +10,16 @@ import lzma
 import pickle
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.interpolate import Akima1DInterpolator
 
 from bmscale.errors import BadInput
-from bmscale.scaling.law import Array
+from bmscale.scaling.approaches import Allocation, isoflop
 from bmscale.scaling.reproduce.check import Reproduction, absolute
 from bmscale.scaling.reproduce.source import Part, Source, read_rows
+from bmscale.scaling.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,8 +28,8 @@ if TYPE_CHECKING:
 CITATION = "Porian et al. 2024, arXiv 2406.19146, table of exponents"
 SETTING = ("dataset", "hparams", "warmup", "decay", "param_count", "val")
 NUMBERS = ("flops", "n", "t", "loss")
+COLUMNS = {"C": "flops", "N": "n", "D": "t", "loss": "loss"}
 TOLERANCE = 0.008
-POINTS = 25  # of the grid, an interval between two sizes
 
 # What is drawn and compared: name, setting, published a (`bmw_n_exponent`: bootstrap median, weighted).
 ROWS = (
@@ -100,83 +98,45 @@ SOURCE = Source(
 )
 
 
-@dataclass(frozen=True)
-class IsoFlop:
-    """The runs of one budget: FLOPs, sizes (sorted) and losses; and the interpolated optimum, None at an edge."""
-
-    budget: float
-    sizes: Array
-    losses: Array
-    best_size: float | None
-    best_loss: float
-
-    def interpolated(self, sizes: Array) -> Array:
-        """The loss at other sizes."""
-        akima = Akima1DInterpolator(np.log(self.sizes), np.log(self.losses))
-        return np.asarray(np.exp(akima(np.log(sizes))))
-
-
-def curve(budget: float, sizes: Array, losses: Array) -> IsoFlop:
-    """Find the optimum of one budget."""
-    order = np.argsort(sizes)
-    found = IsoFlop(budget, sizes[order], losses[order], None, float("nan"))
-    grid = np.geomspace(found.sizes[0], found.sizes[-1], POINTS * (len(sizes) - 1))
-    values = found.interpolated(grid)
-    lowest = int(values.argmin())
-    inside = 0 < lowest < len(grid) - 1
-    return IsoFlop(budget, found.sizes, found.losses, float(grid[lowest]) if inside else None, float(values[lowest]))
-
-
-def exponent(curves: list[IsoFlop]) -> tuple[float, float]:
-    """(a, log of the factor) of N* = factor · C^a, all optima with one weight; fewer than two raise BadInput."""
-    inner = [(c.budget, c.best_size) for c in curves if c.best_size is not None]
-    if len(inner) < 2:
-        raise BadInput(f"{SOURCE.file}: must have at least 2 budgets with an inner optimum; got {len(inner)}")
-    budgets, sizes = np.log(np.array(inner)).T
-    a, factor = np.polyfit(budgets, sizes, 1)
-    return float(a), float(factor)
-
-
 def reproduce(folder: Path, bootstrap: bool = False) -> Reproduction:
     """The four exponents. Raises BadInput for data that is missing or broken."""
     rows = read_rows(SOURCE, folder)
-    studies = {}
+    tables = {}
     for name, setting, _ in ROWS:
         chosen = [row for row in rows if tuple(map(row.text, SETTING)) == setting]
-        points = sorted((row.number("flops"), row.number("n"), row.number("loss")) for row in chosen)
-        curves = []
-        for budget, group in groupby(points, key=lambda point: point[0]):
-            _, sizes, losses = np.array(list(group)).T
-            if len(np.unique(sizes)) >= 3 and len(np.unique(sizes)) == len(sizes):
-                curves.append(curve(budget, sizes, losses))
-        studies[name] = curves
-    fits = {name: exponent(curves) for name, curves in studies.items()}
-    checks = tuple(absolute(name, published, fits[name][0], TOLERANCE) for name, _, published in ROWS)
-    return Reproduction("porian", CITATION, checks, lambda figure: _draw(figure, studies, fits))
+        if not chosen:
+            raise BadInput(f"{folder / SOURCE.file}: must have rows of {', '.join(setting)}; got none")
+        columns = {to: np.array([row.number(given) for row in chosen]) for to, given in COLUMNS.items()}
+        tables[name] = Table(f"{folder / SOURCE.file}, {name}", columns)
+    fits = {name: isoflop(table, curve="akima", leave_out_edges=True) for name, table in tables.items()}
+    checks = tuple(absolute(name, published, fits[name].a, TOLERANCE) for name, _, published in ROWS)
+    return Reproduction("porian", CITATION, checks, lambda figure: _draw(figure, tables, fits))
 
 
-def _draw(figure: "Figure", studies: Mapping[str, list[IsoFlop]], fits: Mapping[str, tuple[float, float]]) -> None:
+def _draw(figure: "Figure", tables: Mapping[str, Table], fits: Mapping[str, Allocation]) -> None:
     left, right = figure.subplots(1, 2)
     name = ROWS[0][0]
-    _draw_curves(left, name.removeprefix("a, "), studies[name])
-    for (name, curves), marker, style in zip(studies.items(), "os^D", ("-", "--", "-.", ":"), strict=True):
-        inner = [c for c in curves if c.best_size is not None]
-        budgets = np.array([c.budget for c in inner])
-        a, factor = fits[name]
-        right.plot(budgets, [float(c.best_size or 0) for c in inner], marker, color="black", fillstyle="none", ms=4)
-        line = np.exp(factor) * budgets**a
-        right.plot(budgets, line, style, color="black", lw=0.8, label=f"{name.removeprefix('a, ')}: a = {a:.3f}")
+    _draw_curves(left, tables[name], fits[name])
+    left.set_title(name.removeprefix("a, "))
+    for (name, found), marker, style in zip(fits.items(), "os^D", ("-", "--", "-.", ":"), strict=True):
+        budgets = np.array([optimum.C for optimum in found.optima])
+        sizes = [optimum.N for optimum in found.optima]
+        right.plot(budgets, sizes, marker, color="black", fillstyle="none", ms=4)
+        label = f"{name.removeprefix('a, ')}: a = {found.a:.3f}"
+        right.plot(budgets, found.scale_n * budgets**found.a, style, color="black", lw=0.8, label=label)
     right.set(xscale="log", yscale="log", xlabel="training compute C (FLOP)", ylabel="best number of parameters N*")
     right.legend(frameon=False)
 
 
-def _draw_curves(axes: "Axes", title: str, curves: list[IsoFlop]) -> None:
-    for number, found in enumerate(curves):
-        shade = str(0.7 * (1 - number / max(1, len(curves) - 1)))
-        grid = np.geomspace(found.sizes[0], found.sizes[-1], 200)
-        axes.plot(grid, found.interpolated(grid), color=shade, lw=0.8)
-        axes.plot(found.sizes, found.losses, ".", color=shade, ms=4)
-        axes.annotate(f"{found.budget:.1e}", (found.sizes[-1], found.losses[-1]), fontsize=6)
-        if found.best_size is not None:
-            axes.plot(found.best_size, found.best_loss, "*", color="black", ms=7)
-    axes.set(xscale="log", yscale="log", xlabel="parameters N", ylabel="validation loss (nats)", title=title)
+def _draw_curves(axes: "Axes", table: Table, found: Allocation) -> None:
+    budgets = np.unique(table["C"])
+    for number, budget in enumerate(budgets):
+        shade = str(0.7 * (1 - number / max(1, len(budgets) - 1)))
+        here = table.select(table["C"] == budget)
+        order = np.argsort(here["N"])
+        sizes, losses = here["N"][order], here["loss"][order]
+        axes.plot(sizes, losses, ".-", color=shade, ms=4, lw=0.8)
+        axes.annotate(f"{budget:.1e}", (sizes[-1], losses[-1]), fontsize=6)
+    for optimum in found.optima:
+        axes.plot(optimum.N, optimum.loss, "*", color="black", ms=7)
+    axes.set(xscale="log", yscale="log", xlabel="parameters N", ylabel="validation loss (nats)")
