@@ -5,11 +5,18 @@ import json
 import logging
 from pathlib import Path
 
-from bmscale.commands.arguments import EXIT_CODES, Commands, add, check_folder
+from bmscale.commands.arguments import EXIT_CODES, Commands, add, check_file, check_folder
+from bmscale.errors import BadInput
 
 log = logging.getLogger("bmscale")
 
+LAWS = (
+    "chinchilla, tied, frontier, kaplan, kaplan-n, kaplan-d, data-constrained, saturating, encoder-decoder, "
+    "encoder-decoder-sizes, bleu"
+)
+"""Those of bmscale/scaling/laws.py, which imports numpy."""
 PUBLISHED = ("besiroglu", "porian", "gadre", "gemstones", "bansal", "muennighoff")
+"""Those of bmscale/scaling/reproduce."""
 
 
 def add_scaling(commands: Commands) -> None:
@@ -19,7 +26,68 @@ def add_scaling(commands: Commands) -> None:
         "scaling", help=text, description=text, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
+    _add_fit(actions)
     _add_reproduce(actions)
+
+
+def _add_fit(actions: Commands) -> None:
+    parser = add(actions, "fit", "fit a scaling law to a table of runs, with intervals and a back-test", _fit)
+    parser.add_argument("table", metavar="TABLE", help="CSV, TSV or JSONL of runs: N, D, loss and what else there is")
+    parser.add_argument(
+        "--law", default="auto", metavar="LAW", help=f"{LAWS}; auto takes what a back-test chooses (default: auto)"
+    )
+    parser.add_argument(
+        "--approach",
+        type=int,
+        choices=(1, 2, 3),
+        default=3,
+        help="allocation by training curves, by isoFLOP curves, or by the law alone (default: 3)",
+    )
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="columns that are not recognised, with their unit: N=size D=tokens_b*1e9 loss=val; ours are N, D, C, "
+        "loss, N_e, N_d, U (unique tokens), bleu, and N_… for other counts of N",
+    )
+    parser.add_argument(
+        "--drop", nargs="+", default=[], metavar="RULE", help="rows to leave out: rows=1-5,9, loss>5, highest-loss=5"
+    )
+    parser.add_argument("--loss", default="huber", choices=("huber", "lad", "ls"), help="of log residuals")
+    parser.add_argument("--delta", type=float, default=1e-3, help="where Huber's loss turns straight (default: 1e-3)")
+    parser.add_argument("--draws", type=int, default=1000, metavar="N", help="of the bootstrap by run (default: 1000)")
+    parser.add_argument("--restarts", type=int, default=20, metavar="N", help="random starts (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="of bootstrap and restarts (default: 0)")
+    parser.add_argument("--json", action="store_true", help="everything, for programs")
+    parser.add_argument("--plot", metavar="FILE", help="loss, isoFLOP curves and residuals as .png or .svg")
+
+
+def _fit(options: argparse.Namespace) -> int:
+    from bmscale.scaling import analysis, charts
+    from bmscale.scaling.fit import Objective
+    from bmscale.scaling.reading import open_table
+
+    if options.plot:
+        charts.check_path(Path(options.plot))
+        check_file("--plot", options.plot)
+    for name in ("draws", "restarts", "seed"):
+        if getattr(options, name) < 0:
+            raise BadInput(f"--{name}: must be at least 0; got {getattr(options, name)}")
+    found = analysis.analyse(
+        open_table(options.table, options.columns, options.drop),
+        law=options.law,
+        approach=options.approach,
+        objective=Objective(options.loss, options.delta),
+        draws=options.draws,
+        restarts=options.restarts,
+        seed=options.seed,
+    )
+    print(json.dumps(found.to_dict(), indent=2) if options.json else analysis.to_text(found))
+    if options.plot:
+        charts.draw(found, Path(options.plot))
+        log.info("written to %s", options.plot)
+    return 0
 
 
 def _add_reproduce(actions: Commands) -> None:

@@ -48,6 +48,9 @@ class Allocation:
     optima: tuple[Optimum, ...] = ()
     """What the line was fitted to; none for a law."""
     notes: tuple[str, ...] = ()
+    a_interval: tuple[float, float] | None = None
+    b_interval: tuple[float, float] | None = None
+    """95 % intervals, where they are known: for lines of the slope's t distribution."""
 
     def at(self, C: float) -> tuple[float, float]:
         """(N, D) for a budget of so many FLOPs."""
@@ -65,9 +68,24 @@ def _through(approach: str, optima: list[Optimum], notes: tuple[str, ...] = ()) 
             "another budget, at least twice as large or half as large"
         )
     log_c, log_n, log_d = (np.log([getattr(optimum, name) for optimum in optima]) for name in ("C", "N", "D"))
-    a, at_n = np.polyfit(log_c, log_n, 1)
-    b, at_d = np.polyfit(log_c, log_d, 1)
-    return Allocation(approach, float(a), float(b), float(np.exp(at_n)), float(np.exp(at_d)), tuple(optima), notes)
+    a, at_n, a_interval = _line(log_c, log_n)
+    b, at_d, b_interval = _line(log_c, log_d)
+    return Allocation(
+        approach, a, b, float(np.exp(at_n)), float(np.exp(at_d)), tuple(optima), notes, a_interval, b_interval
+    )
+
+
+def _line(x: Array, y: Array) -> tuple[float, float, tuple[float, float] | None]:
+    """(slope, y at 0, 95 % interval of the slope by Student's t; None for two points)."""
+    from scipy.special import stdtrit
+
+    slope, level = (float(value) for value in np.polyfit(x, y, 1))
+    free = len(x) - 2
+    if free < 1:
+        return slope, level, None
+    left = y - slope * x - level
+    half = float(stdtrit(free, 0.975) * np.sqrt(left @ left / free / ((x - x.mean()) ** 2).sum()))
+    return slope, level, (slope - half, slope + half)
 
 
 def training_curves(table: Table, *, count: int = CURVE_BUDGETS) -> Allocation:
@@ -100,7 +118,8 @@ def training_curves(table: Table, *, count: int = CURVE_BUDGETS) -> Allocation:
     if len(found) < 3:
         raise BadInput(
             f"{table.name}: approach 1 needs at least 3 sizes that are the best at some budget and neither the "
-            f"smallest nor the largest there; got {len(found)} ({listed}) of {len(set(sizes))} sizes; add sizes below {sizes.min():.3g} and above {sizes.max():.3g}, or train them longer"
+            f"smallest nor the largest there; got {len(found)} ({listed}) of {len(set(sizes))} sizes; "
+            f"add sizes below {sizes.min():.3g} and above {sizes.max():.3g}, or train them longer"
         )
     notes = (f"{at_edge} of {count} budgets left out: the best size was the smallest or the largest there",)
     return _through("approach 1", optima, notes)
@@ -139,7 +158,7 @@ def isoflop(
     quadratic of the loss in log N (at least 4 sizes a budget), `akima` an interpolation of it (at least 5).
 
     Raises BadInput for a budget whose minimum lies at or beyond its smallest or largest size, naming it and where to
-    add sizes (`leave_out_edges` leaves it out and notes it instead), and where fewer than two budgets have enough sizes.
+    add sizes (`leave_out_edges` leaves it out with a note), and where fewer than two budgets have enough sizes.
     """
     least = 4 if curve == "parabola" else 5
     optima, skipped, edges = [], [], []

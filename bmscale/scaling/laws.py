@@ -89,7 +89,7 @@ def _saturating_from_paper(paper: Mapping[str, float]) -> dict[str, float]:
 SATURATING = Law(
     "saturating",
     "L = alpha (1/D + C)^p",
-    "Bansal et al. 2022, arXiv 2202.01994, equation 1",
+    "Bansal et al. 2022, arXiv 2202.01994",
     (Term("slope", {"D": 1.0}), Term("level")),
     (_exponent("p", 40),),
     power="p",
@@ -101,21 +101,21 @@ _SIZES = Term("A", {"N_e": "p_e", "N_d": "p_d"})
 GHORBANI = Law(
     "encoder-decoder-sizes",
     "L = E + A N_e^-p_e N_d^-p_d",
-    "Ghorbani et al. 2021, arXiv 2109.07740, equation 1, for runs of one data size",
+    "Ghorbani et al. 2021, arXiv 2109.07740, for runs of one data size",
     (E, _SIZES),
     (_exponent("p_e"), _exponent("p_d")),
 )
 ENCODER_DECODER = Law(
     "encoder-decoder",
     "L = E + A N_e^-p_e N_d^-p_d + B/D^beta",
-    "Ghorbani et al. 2021, arXiv 2109.07740, equation 1, with a term for data as Hoffmann et al. 2022 have it",
+    "Ghorbani et al. 2021, arXiv 2109.07740, with a term for data as Hoffmann et al. 2022 have it",
     (E, _SIZES, Term("B", {"D": "beta"})),
     (_exponent("p_e", 12), _exponent("p_d", 12), _exponent("beta", 12)),
 )
 BLEU = Law(
     "bleu",
     "BLEU = C e^(k L)",
-    "Gordon et al. 2021, EMNLP, Data and Parameter Scaling Laws for Neural Machine Translation, section 5",
+    "Gordon et al. 2021, EMNLP, Data and Parameter Scaling Laws for Neural Machine Translation",
     (Term("C", {"exp_loss": "minus_k"}),),
     (Shape("minus_k", 0.05, 20.0, 40),),
     target="bleu",
@@ -126,7 +126,7 @@ BLEU = Law(
 DATA_CONSTRAINED = DataConstrained(
     "data-constrained",
     "L = E + A/N'^alpha + B/D'^beta, N' = U_N (1 + R_N* (1 - e^(-R_N/R_N*))), D' = U (1 + R_D* (1 - e^(-R_D/R_D*)))",
-    "Muennighoff et al. 2023, arXiv 2305.16264, equations 5 and 6 (there alpha = beta)",
+    "Muennighoff et al. 2023, arXiv 2305.16264 (there alpha = beta)",
     CHINCHILLA.terms,
     (_exponent("alpha", 12), _exponent("beta", 12), Shape("R_D*", 2.0, 60.0, 4), Shape("R_N*", 1.0, 30.0, 4)),
 )
