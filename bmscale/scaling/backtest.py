@@ -19,6 +19,8 @@ from bmscale.scaling.tables import Table
 
 WINDOWS = (1.0, 0.75, 0.5)
 """Shares of the rows, those of the largest budgets, that a candidate is fitted to."""
+AS_GOOD = 1.1
+"""Errors within this factor of the least do not tell candidates apart: few rows are held out."""
 HELD_OUT = 0.05
 """The top budgets are held out until they are this share of the rows."""
 
@@ -54,7 +56,17 @@ class BackTest:
 
     @property
     def chosen(self) -> Candidate:
-        return self.candidates[0]
+        """Of those as good as the best, the one fitted to most rows, and of these the one with fewest parameters."""
+        best = self.candidates[0]
+        limit = AS_GOOD * (best.error or 0.0)
+        good = [
+            one
+            for one in self.candidates
+            if one.error is not None
+            and one.error <= limit
+            and (one.law == FRONTIER.name) == (best.law == FRONTIER.name)
+        ]
+        return min(good, key=lambda one: (-one.rows, len(LAWS[one.law].parameters), one.error))
 
     def of(self, law: str, window: float) -> Candidate | None:
         """A law on a window; None where it was not among the candidates or could not be fitted."""

@@ -41,6 +41,9 @@ def draw(analysis: Analysis, path: Path) -> None:
         for axes in (by_scale, curves, residuals):
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(linewidth=0.3)
+        for axes in (by_scale, curves):
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
 

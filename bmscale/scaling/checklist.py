@@ -1,7 +1,8 @@
 """What scaling studies under-report, filled in from what is known here.
 
-After the checklist of Li et al. 2025, "(Mis)Fitting: A Survey of Scaling Laws" (arXiv 2502.18969), which found most of
-some 50 papers silent on several of these. What a table cannot tell is said to be not known, for the author to add.
+After the checklist of Li et al. 2025, "(Mis)Fitting: A Survey of Scaling Laws" (arXiv 2502.18969), which found that
+most of some 50 papers leave out what is needed to repeat their fits. What a table cannot tell is said to be not known,
+for the author to add.
 """
 
 from collections.abc import Mapping

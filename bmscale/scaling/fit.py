@@ -27,6 +27,10 @@ TOLERANCE = 1e-6
 """Largest component of the gradient of the scaled objective at what counts as an optimum."""
 AGREES = 1e-6
 """Restarts whose objective is within this, relatively, found the same optimum."""
+GONE, RELEASED = 1e-8, 1e-6
+"""A term below the first of the largest one is at 0, and is tried again with the second of it."""
+SMALL = 1e-9
+"""Scaled objectives a row within this are the same as well: without noise all of it is rounding."""
 
 
 @dataclass(frozen=True)
@@ -179,12 +183,32 @@ class Problem:
 
     def solve(self, start: Array) -> tuple[Array, float, float]:
         """From a start to the optimum near it: (inner, scaled value, scaled gradient)."""
+        function = self.function()
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            inner, value, gradient, _ = minimise(self.function(), start, tolerance=TOLERANCE * 1e-2)
+            inner, value, gradient, _ = minimise(function, start, tolerance=TOLERANCE * 1e-2)
+            for _ in self.law.terms:
+                better = self._released(function, inner, value)
+                if better is None:
+                    break
+                inner, value, gradient, _ = minimise(function, better, tolerance=TOLERANCE * 1e-2)
             if self.objective.loss != "lad":
                 return inner, value, float(np.abs(gradient).max())
             inner, total, left = lad.minimise(self.residuals, inner)
         return inner, total / self.scale, left
+
+    def _released(self, function: Function, inner: Array, value: float) -> Array | None:
+        """Where a term is at 0, whose logarithm has no gradient: the same point with a little of that term, if better.
+
+        None says that 0 is right for it (the condition of Karush, Kuhn and Tucker).
+        """
+        k = len(self.law.terms)
+        level = inner[:k].max()
+        for term in np.flatnonzero(inner[:k] < level + np.log(GONE)):
+            tried = inner.copy()
+            tried[term] = level + np.log(RELEASED)
+            if function(tried)[0] < value:
+                return tried
+        return None
 
     def value(self, scaled: float) -> float:
         """The objective in its own units."""
@@ -212,11 +236,11 @@ def fit(
     starts = _beginnings(problem) if warm is None else [law.shift(_finite(law.given(warm)), -problem.origin)]
     inner, value, gradient = min((problem.solve(start) for start in starts), key=lambda found: found[1])
     again = [problem.solve(start) for start in random_starts(problem, restarts, seed)]
-    first = value
+    first, same = value, AGREES * value + SMALL * len(problem.log_y)
     for other in again:
-        if other[1] < value * (1 - AGREES):
+        if other[1] < value - same:
             inner, value, gradient = other
-    agreeing = sum(other[1] <= value * (1 + AGREES) for other in again)
+    agreeing = sum(other[1] <= value + same for other in again)
     certificate = Certificate(gradient, TOLERANCE, restarts, agreeing, 1 - value / first if first else 0.0)
     residuals = -problem.residuals(inner)[0]
     inner = law.shift(inner, problem.origin)

@@ -82,15 +82,19 @@ def grid_of(law: Law, scales: Sequence[float] | None = None) -> Array:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
 
 
-def sweep(law: Law, shape: Array, log_x: Array, log_y: Array, *, delta: float, scales: Array, cycles: int = 2) -> Array:
-    """From one point (shapes,): along one axis of the grid after the other to its best point; (log c, log θ) there."""
+def sweep(law: Law, shape: Array, log_x: Array, log_y: Array, *, delta: float, scales: Array, cycles: int = 8) -> Array:
+    """From one point (shapes,): along one axis of the grid after the other to its best point, until none is
+    better; (log c, log θ) there."""
     best = np.array(shape, dtype=np.float64)
     inner = best
     for _ in range(cycles):
+        before = best
         for axis, values in enumerate(law.shapes):
             line = np.tile(best, (values.steps + 1, 1))
             line[1:, axis] = values.grid * scales[axis]
             found, left = project(law, line, log_x, log_y, delta=delta)
             inner = found[np.argmin(left)]
             best = np.exp(inner[len(law.terms) :])
+        if np.allclose(best, before, rtol=1e-9):
+            break
     return inner

@@ -7,6 +7,11 @@ import numpy as np
 from bmscale.scaling.law import Array, Law
 
 
+def _excess(log_all: Array, log_unique: Array) -> Array:
+    """all/unique − 1; beyond e^50 nothing changes any more, and nothing overflows."""
+    return np.expm1(np.minimum(log_all - log_unique, 50.0))
+
+
 def _saturated(excess: Array, scale: Array) -> Array:
     """1 + R*(1 − e^{−R/R*}): how many times the first pass `excess` = R further passes are worth."""
     return 1 - scale * np.expm1(-excess / scale)
@@ -45,8 +50,8 @@ class DataConstrained(Law):
     def effective(self, log_c: Array | None, shape: Array, log_x: Array) -> Array:
         """(…, rows, 3): log N', log D', log U."""
         unique_n, unique_d = self._unique(log_c, shape, log_x)
-        n = unique_n + np.log(_saturated(np.expm1(log_x[:, 0] - unique_n), shape[..., 3:4]))
-        d = unique_d + np.log(_saturated(np.expm1(log_x[:, 1] - unique_d), shape[..., 2:3]))
+        n = unique_n + np.log(_saturated(_excess(log_x[:, 0], unique_n), shape[..., 3:4]))
+        d = unique_d + np.log(_saturated(_excess(log_x[:, 1], unique_d), shape[..., 2:3]))
         return np.stack(np.broadcast_arrays(n, d, log_x[:, 2]), axis=-1)
 
     def log_predict(self, inner: Array, log_x: Array) -> tuple[Array, Array]:
@@ -56,7 +61,7 @@ class DataConstrained(Law):
         y, slopes = super().log_predict(inner, self.effective(log_c, shape, log_x))
         alpha, beta, scale_d, scale_n = shape
         unique_n, unique_d = self._unique(log_c, shape, log_x)
-        excess_n, excess_d = np.expm1(log_x[:, 0] - unique_n), np.expm1(log_x[:, 1] - unique_d)
+        excess_n, excess_d = _excess(log_x[:, 0], unique_n), _excess(log_x[:, 1], unique_d)
         by_n, by_d = -alpha * slopes[:, 1], -beta * slopes[:, 2]  # d log y by log N' and log D'
         for column, by, excess, scale in ((5, by_d, excess_d, scale_d), (6, by_n, excess_n, scale_n)):
             decay = np.exp(-excess / scale)

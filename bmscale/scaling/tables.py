@@ -91,6 +91,10 @@ def _matches(table: Table, rule: str) -> Mask:
         return np.isin(table.rows, list(numbers))
     compared = re.fullmatch(r"(\w+)\s*([<>])\s*([\d.eE+-]+)", rule)
     if compared:
-        values, limit = table[compared[1]], float(compared[3])
+        values = table[compared[1]]
+        try:
+            limit = float(compared[3])
+        except ValueError:
+            raise BadInput(f"--drop: the value must be a number; got '{rule}'") from None
         return values > limit if compared[2] == ">" else values < limit
     raise BadInput(f"--drop: must be rows=1-5,9 or COLUMN>VALUE or highest-loss=5; got '{rule}'")
