@@ -56,8 +56,9 @@ class TokenizerConfig(Config):
 
     path: LocalPath | None = None
     """A ready SentencePiece model with <s> 0, <pad> 1, </s> 2, <unk> 3; the keys below are then not used."""
-    type: Literal["unigram", "bpe"] = "unigram"
-    """unigram, or bpe with byte fallback (no unknown pieces: rare characters are spelt in bytes)."""
+    type: Literal["unigram", "bpe", "word"] = "unigram"
+    """unigram, bpe with byte fallback (no unknown pieces: rare characters are spelt in bytes), or word: a piece is what
+    stands between two spaces, for the synthetic corpus."""
     vocabulary_size: int = Field(default=8_000, ge=16, le=1_000_000)
     """Pieces of both languages together, the four special ones included."""
     character_coverage: float = Field(default=1.0, ge=0.98, le=1.0)
