@@ -64,8 +64,8 @@ def line_of(study: Study, trunk: Trunk, cell: Cell) -> dict[str, Any] | None:
     """The cell's line; None where it is not done.
 
     `loss` is that of the whole validation set at the last step (nats a target token, in the precision of training);
-    `tokens` are target tokens; `flops_6nd` is 6 N D with all parameters, `flops` is counted from the lengths of the
-    texts, with attention and head; `seconds` include those of the trunk up to the branch.
+    N, N_… are as in Parameters; D are target tokens, U those of them that are different ones; C is counted from the
+    lengths of the texts, with attention and head, C_6ND is 6 N D; `seconds` include the trunk's up to the branch.
     """
     run = study.run_folder(cell.name)
     found = final_loss(run, cell.steps)
@@ -82,17 +82,17 @@ def line_of(study: Study, trunk: Trunk, cell: Cell) -> dict[str, Any] | None:
         "seed": cell.seed,
         "budget": cell.budget,
         "budget_unit": "flops" if study.config.flops is not None else "tokens",
-        "parameters_all": count.all,
-        "parameters_non_embedding": count.non_embedding,
-        "parameters_with_head": count.with_head,
-        "parameters_encoder": count.encoder,
-        "parameters_decoder": count.decoder,
+        "N": count.all,
+        "N_non_embedding": count.non_embedding,
+        "N_with_head": count.with_head,
+        "N_e": count.encoder,
+        "N_d": count.decoder,
         "width": config.hidden_size,
         "layers": [depth for depth, _ in count_blocks(config)],
-        "tokens": tokens,
-        "unique_tokens": tokens if epoch is None else min(tokens, epoch),
-        "flops": round(tokens / study.tokens_per_step * trunk.flops_per_step),
-        "flops_6nd": 6 * count.all * tokens,
+        "D": tokens,
+        "U": tokens if epoch is None else min(tokens, epoch),
+        "C": round(tokens / study.tokens_per_step * trunk.flops_per_step),
+        "C_6ND": 6 * count.all * tokens,
         "loss": found["loss"],
         "precision": training.precision,
         "learning_rate": training.optimizer.learning_rate,

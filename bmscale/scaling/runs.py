@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,7 +135,9 @@ class _Child:
         self.process.start()
         try:
             self.process.join()
-        except KeyboardInterrupt:  # the terminal sent it to the training too, which saves first
+        except KeyboardInterrupt:  # of the terminal, or sent to this process alone: the training saves and leaves
+            if self.process.is_alive():
+                os.kill(self.process.pid, signal.SIGTERM)
             self.process.join()
             raise
         if self.ending:
@@ -164,6 +167,7 @@ def train_experiment(path: str, output: str) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
+    threading.Thread(target=_follow_parent, daemon=True).start()
     try:
         experiment = read_experiment(path, [])
         ended = ending.of(experiment.run_folder, lambda: train(experiment))
@@ -171,6 +175,14 @@ def train_experiment(path: str, output: str) -> None:
         print(f"bmscale: error: {message(error)}", file=sys.stderr, flush=True)
         sys.exit(exit_code(error))
     sys.exit(record.exit_code(ended.kind))
+
+
+def _follow_parent() -> None:
+    """Save and leave when the study's process is gone, killed ones included."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
@@ -286,8 +298,9 @@ def describe(study: Study, chosen: list[tuple[Trunk, list[Cell]]]) -> Iterator[s
     """Lines for people: every trunk with its cells, and what they cost."""
     from bmscale.scaling.outcome import Parameters
 
-    for number, (trunk, cells) in enumerate(chosen):
+    for trunk, cells in chosen:
         count = Parameters.of(study.shape(trunk.size))
+        number = study.trunks.index(trunk)
         yield f"{number}  {trunk.name}: {count.all:,} parameters, {trunk.warmup_steps} steps of warm-up"
         for cell in cells:
             tokens = cell.steps * study.tokens_per_step
