@@ -55,10 +55,15 @@ study=$!
 trap 'kill -USR1 "$study" 2>/dev/null || true' USR1 TERM
 code=0
 wait "$study" || code=$?
-while kill -0 "$study" 2>/dev/null; do
+while [ "$code" -gt 128 ] && kill -0 "$study" 2>/dev/null; do
   code=0
   wait "$study" || code=$?
 done
+if [ "$code" -gt 128 ]; then # of a wait that a signal ended at the study's very end; 127 where there is no more to wait
+  last=0
+  wait "$study" 2>/dev/null || last=$?
+  [ "$last" = 127 ] || code=$last
+fi
 if [ "$code" = 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${BMSCALE_MAX_REQUEUES:-20}" ]; then
   trap '' TERM
   scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" ||

@@ -264,7 +264,11 @@ class Tokenizer:
 
     @property
     def is_unigram(self) -> bool:
-        """Whether the model is a unigram one, whose segmentations have probabilities; a BPE model's have not."""
+        """Whether the model is a unigram one, whose segmentations have probabilities; those of others have not."""
+        try:
+            self._processor.nbest_encode("", nbest_size=1)
+        except RuntimeError:  # a model of words or characters, which has one segmentation of a text
+            return False
         # A unigram model's scores are log-probabilities, a BPE model's are the ranks of merges: 0, -1, -2, …
         scores = self._scores[len(SPECIAL_PIECES) :]
         return not np.array_equal(scores, np.round(scores))
