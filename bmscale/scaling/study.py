@@ -108,20 +108,15 @@ class StudyConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.flops is None) == (self.tokens is None):
-            raise ValueError(
-                f"exactly one of flops and tokens must be given; got {'none' if not self.flops else 'both'}"
-            )
+            given = "both" if self.flops else "neither"
+            raise ValueError(f"exactly one of flops and tokens must be given; got {given}")
         if self.warmup_fraction + self.cooldown_fraction > 1:
             raise ValueError("warmup_fraction and cooldown_fraction must be at most 1 together")
         labels = [size.label for size in self.sizes]
         if len(set(labels)) < len(labels):
             raise ValueError(f"sizes must have different names; got {', '.join(labels)}")
-        for kind, named in (
-            ("repeats", self.repeats),
-            ("holdouts", self.holdouts),
-            ("from_scratch", self.from_scratch),
-        ):
-            for cell in named:
+        for kind in ("repeats", "holdouts", "from_scratch"):
+            for cell in getattr(self, kind):
                 if cell.size not in labels:
                     raise ValueError(f"{kind}: size must be one of {', '.join(labels)}; got '{cell.size}'")
                 if bool(cell.seeds) != (kind == "repeats"):

@@ -81,7 +81,7 @@ def test_a_damaged_state_is_refused(trained, tmp_path, monkeypatch):
     folder = shutil.copytree(trained, tmp_path / "work")
     file = next((folder / STATE).glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(BadInput, match="branch_from: .*has other bytes than were written"):
+    with pytest.raises(BadInput, match=r"branch_from: .*has other bytes than were written"):
         planned(experiment(folder, monkeypatch), new_schedule=False)
 
 
