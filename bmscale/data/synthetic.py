@@ -214,4 +214,4 @@ def _mixed(bits: Words) -> Words:
 
 def _uniform(bits: Words) -> NDArray[np.float64]:
     """Numbers in [0, 1) of the upper 53 bits."""
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

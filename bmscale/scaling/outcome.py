@@ -1,4 +1,7 @@
-"""table.jsonl of a study: what each cell that is done found, with every way of counting parameters and FLOPs."""
+"""table.jsonl of a study: what each cell that is done found, with every way of counting parameters and FLOPs.
+
+What is fitted stands there: the grid and its repeats. Hold-outs and runs from scratch have tables of their own.
+"""
 
 import fcntl
 import json
@@ -124,15 +127,23 @@ def irreducible(study: Study) -> dict[str, float] | None:
     return found
 
 
-def write_table(study: Study) -> list[dict[str, Any]]:
-    """Write a line for each cell that is done, by whatever process; several may call it at the same time."""
+TABLES = {"grid": "table", "repeat": "table", "holdout": "holdouts", "from_scratch": "from_scratch"}
+"""The file of each kind of cell, without its ending."""
+
+
+def write_tables(study: Study) -> int:
+    """Write a line for each cell that is done, by whatever process; several may call it at the same time. Returns how
+    many there are."""
     study.folder.mkdir(parents=True, exist_ok=True)
     with (study.folder / ".table.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lines = [line_of(study, trunk, cell) for trunk in study.trunks for cell in trunk.cells]
         known = irreducible(study)
         rows = [line | ({"irreducible_loss": known["drawn"]} if known else {}) for line in lines if line is not None]
-        temporary = study.table.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        temporary.replace(study.table)
-    return rows
+        for name in dict.fromkeys(TABLES.values()):
+            text = "".join(json.dumps(row) + "\n" for row in rows if TABLES[row["kind"]] == name)
+            path = study.table.with_name(f"{name}.jsonl")
+            if text or path == study.table:
+                path.with_suffix(".tmp").write_text(text, encoding="utf-8")
+                path.with_suffix(".tmp").replace(path)
+    return len(rows)

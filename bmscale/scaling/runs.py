@@ -22,7 +22,7 @@ import yaml
 from bmscale.data.prepare import prepare
 from bmscale.errors import BadInput, BmscaleError, exit_code, message
 from bmscale.experiment import Experiment, read_experiment
-from bmscale.scaling.outcome import final_loss, irreducible, is_done, write_table
+from bmscale.scaling.outcome import final_loss, irreducible, is_done, write_tables
 from bmscale.scaling.study import Cell, Study, Trunk
 from bmscale.training import checkpoint, record
 
@@ -51,9 +51,9 @@ def run_study(study: Study, only: str | None = None, number: int | None = None, 
     with _signals_passed_on() as child:
         for trunk, cells in chosen:
             _run_trunk(study, trunk, cells, progress, child)
-    rows = write_table(study)
+    count = write_tables(study)
     undone = [cell.name for _, cells in chosen for cell in cells if not is_done(study, cell)]
-    log.info("%s: %d cells; %d of those asked for are not done", study.table, len(rows), len(undone))
+    log.info("%s: %d cells; %d of those asked for are not done", study.table, count, len(undone))
     return not undone
 
 
@@ -94,7 +94,7 @@ def _run_trunk(study: Study, trunk: Trunk, cells: list[Cell], progress: "Progres
             left = [cell for cell in left if cell.kind == "from_scratch"]
     for cell in left:
         progress.run(cell.name, trunk.flops_per_step, study.cell_experiment(trunk, cell), study, child)
-        write_table(study)
+        write_tables(study)
     _prune(study, trunk)
 
 

@@ -194,7 +194,7 @@ class Study:
 
     @property
     def table(self) -> Path:
-        """A line a cell that is done."""
+        """A line a cell of the grid and its repeats that is done."""
         return self.folder / "table.jsonl"
 
     def run_folder(self, name: str) -> RunFolder:

@@ -139,8 +139,10 @@ def differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> I
             yield from differences(old, new, f"{prefix}{key}.")
         elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
             # One by one: a mapping of an earlier version lacks keys that are null by default.
-            items = ({str(number): value for number, value in enumerate(values)} for values in (old, new))
-            yield from differences(*items, f"{prefix}{key}.")
+            was_items, now_items = (
+                {str(number): value for number, value in enumerate(values)} for values in (old, new)
+            )
+            yield from differences(was_items, now_items, f"{prefix}{key}.")
         elif old != new:
             yield f"{prefix}{key}", old, new
 

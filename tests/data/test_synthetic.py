@@ -62,7 +62,7 @@ def test_the_loss_of_the_truth_is_the_entropy():
 
 def test_what_texts_show_has_that_entropy():
     """Counted in the texts: an ending given its word and the kind of the target before, a stem given its word."""
-    language, counts = Language(0), Counter()
+    language, counts = Language(0), Counter[tuple[str, int | None, str]]()
     kinds = {spelling: int(language._class[number]) for number, spelling in enumerate(synthetic.SPELLINGS)}
     for source, target in synthetic_pairs("train", 40_000):
         words, targets = source.split(), target.split()
