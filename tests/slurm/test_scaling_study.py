@@ -40,7 +40,9 @@ def record(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("code", [0, 1])
 def test_an_element_trains_its_trunk(tmp_path, code):
-    assert element(tmp_path, "mine.yaml", "--holdouts", CODE=str(code)).wait(30) == code
+    process = element(tmp_path, "mine.yaml", "--holdouts", CODE=str(code))
+    process.communicate(timeout=30)
+    assert process.returncode == code
     assert record(tmp_path) == ["python -m bmscale scaling run mine.yaml --holdouts --trunk 3"]
 
 
@@ -51,7 +53,8 @@ def test_an_element_at_its_time_limit_saves_and_is_requeued(tmp_path, restarts, 
     while not (tmp_path / "record.begun").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(30) == 75
+    process.communicate(timeout=30)
+    assert process.returncode == 75
     assert record(tmp_path)[1:] == ["asked", *(["scontrol requeue 7_3"] if requeued else [])]
 
 
