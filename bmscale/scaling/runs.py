@@ -48,10 +48,12 @@ def run_study(study: Study, only: str | None = None, number: int | None = None, 
     prepare(study.plain.data)
     _write_config(study)
     progress = Progress(study, chosen)
-    with _signals_passed_on() as child:
-        for trunk, cells in chosen:
-            _run_trunk(study, trunk, cells, progress, child)
-    count = write_tables(study)
+    try:
+        with _signals_passed_on() as child:
+            for trunk, cells in chosen:
+                _run_trunk(study, trunk, cells, progress, child)
+    finally:  # what was done before a study is ended counts
+        count = write_tables(study)
     undone = [cell.name for _, cells in chosen for cell in cells if not is_done(study, cell)]
     log.info("%s: %d cells; %d of those asked for are not done", study.table, count, len(undone))
     return not undone
