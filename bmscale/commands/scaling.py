@@ -29,7 +29,7 @@ def add_scaling(commands: Commands) -> None:
 
 def _add_coordinates(actions: Commands) -> None:
     """`bmscale scaling coordinates`."""
-    text = "does any activation grow or shrink with width (or depth) over the first steps: a check of the parametrization"
+    text = "does any activation grow or shrink with width (or depth) over the first steps: a check of parametrizations"
     parser = add(actions, "coordinates", text, _coordinates)
     add_experiment(parser)
     parser.add_argument("--widths", metavar="N,N,…", help="default: 32,64,128,256,512")

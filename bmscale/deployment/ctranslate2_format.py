@@ -33,6 +33,7 @@ from bmscale.errors import BadInput
 from bmscale.inference.ctranslate2_folder import COMPUTE_TYPES, import_ctranslate2
 from bmscale.model.config import GATED, DecoderOnlyConfig, EncoderDecoderConfig, TransformerConfig
 from bmscale.model.folder import GENERATION, PROVENANCE, ModelFolder, load_model
+from bmscale.model.parametrization import embedding_scale
 from bmscale.model.positions import positions, sinusoids
 from bmscale.model.tokenization import TOKENIZER_FILE
 

@@ -74,7 +74,7 @@ class TransformerConfig(PreTrainedConfig):
     """How scales, first values and rates follow width and depth: mup (Yang 2022) with CompleteP's depth rule (Dey 2025)
     lets a recipe that was tuned on a small model hold for a large one (parametrization.py)."""
     base_hidden_size: int = 0
-    """mup: the width at which it is the standard parametrization; the same for all models that share a recipe. 0: 256."""
+    """mup: the width at which it is the standard parametrization, the same for all that share a recipe. 0: 256."""
     base_layers: int = 0
     """mup: the blocks of a stack (of each one) at which it is the standard parametrization. 0: 4."""
     base_head_dim: int = 0

@@ -1,24 +1,24 @@
 """How a model's width and depth enter its scales, first values and rates: the standard way, and μP.
 
-`parametrization: mup` is μP (Yang 2022, Tensor Programs V, table 8) with the depth rule of CompleteP (Dey 2025, table 1,
-alpha = 1). What was tuned on a narrow and shallow model then holds for a wide and deep one. With m = hidden_size /
+`parametrization: mup` is μP (Yang 2022, Tensor Programs V, table 8) with the depth rule of CompleteP (Dey 2025, table
+1, alpha = 1). What was tuned on a narrow and shallow model then holds for a wide and deep one. With m = hidden_size /
 base_hidden_size and l = blocks of the stack / base_layers:
 
-|                                      | first values (std)  | rate | weight decay | Adam's epsilon | forward           |
-|--------------------------------------|---------------------|------|--------------|----------------|-------------------|
-| embedding, head (tied or not)        | of the base width   | 1    | 1            | 1 / m          | logits x 1 / m    |
-| matrix of a block, fan-in n          | as standard, n^-1/2 | 1 / m| m            | 1 / (m l)      | branch x 1 / l    |
-| norm and bias of a block             | as standard         | 1    | 0            | 1 / (m l)      |                   |
-| last norm of a stack                 | as standard         | 1    | 0            | 1 / m          |                   |
-| matrix before a classifier's labels  | as standard         | 1 / m| m            | 1 / m          |                   |
-| a classifier's labels                | standard x m^-1/2   | 1 / m| m            | 1              |                   |
-| attention scores, head size K        |                     |      |              |                | x base_head_dim^1/2 / K |
+|                                     | first values        | rate  | decay | epsilon   | forward                       |
+|-------------------------------------|---------------------|-------|-------|-----------|-------------------------------|
+| embedding, head (tied or not)       | of the base width   | 1     | 1     | 1 / m     | logits x 1 / m                |
+| matrix of a block                   | as standard         | 1 / m | m     | 1 / (m l) | residual branch x 1 / l       |
+| norm and bias of a block            | as standard         | 1     | 0     | 1 / (m l) |                               |
+| last norm of a stack                | as standard         | 1     | 0     | 1 / m     |                               |
+| a classifier's inner matrix         | as standard         | 1 / m | m     | 1 / m     |                               |
+| a classifier's last matrix          | standard x m^-1/2   | 1 / m | m     | 1         |                               |
+| attention, head size K              |                     |       |       |           | scores x base_head_dim^1/2 / K|
 
-AdamW multiplies decay by the rate, so the decay that a matrix sees, rate x decay, is the same at every width. Gradients
-shrink as epsilon does. An encoder and a decoder have an l each; a decoder's third branch is in its base model too, so
-it changes nothing. A residual output (o_proj, down_proj) begins as in a stack of base_layers. Table 1 has the epsilon of
-blocks only; the others follow from the same count: logits x 1 / m make every gradient below them 1 / m. At the base
-shape all of this is the standard parametrization.
+AdamW multiplies decay by the rate, so what a matrix loses a step is the same at every width. An encoder and a decoder
+have an l each; the third branch of a decoder's block is in its base model too, so it changes nothing. A residual output
+(o_proj, down_proj) begins as in a stack of base_layers. Table 1 has the epsilon of blocks only; the others follow from
+the same count: logits x 1 / m make every gradient below them 1 / m. At the base shape all of this is the standard
+parametrization.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The coordinate check (Yang 2022): mean |activation| of each kind of layer over the first steps, against width or depth.
+"""The coordinate check (Yang 2022): mean |activation| of each kind of layer in the first steps, by width or depth.
 
 Models that differ in width only are trained for a few steps on one small batch of random tokens. In a parametrization
 whose hyper-parameters transfer, no activation grows or shrinks with width: the slope of log mean |activation| against
@@ -168,9 +168,7 @@ def _shaped(
         raise BadInput(f"model: {error.__cause__ or error}") from None
 
 
-def measure(
-    task: Task, config: TransformerConfig, rate: float, setting: Setting, seed: int
-) -> dict[str, list[float]]:
+def measure(task: Task, config: TransformerConfig, rate: float, setting: Setting, seed: int) -> dict[str, list[float]]:
     """log mean |activation| of each kind, before the first step and after each; of logits from the first step on."""
     model: Any = task.model(config)
     initialise(model, seed)
