@@ -4,15 +4,15 @@
 1, alpha = 1). What was tuned on a narrow and shallow model then holds for a wide and deep one. With m = hidden_size /
 base_hidden_size and l = blocks of the stack / base_layers:
 
-|                                     | first values        | rate  | decay | epsilon   | forward                       |
-|-------------------------------------|---------------------|-------|-------|-----------|-------------------------------|
-| embedding, head (tied or not)       | of the base width   | 1     | 1     | 1 / m     | logits x 1 / m                |
-| matrix of a block                   | as standard         | 1 / m | m     | 1 / (m l) | residual branch x 1 / l       |
-| norm and bias of a block            | as standard         | 1     | 0     | 1 / (m l) |                               |
-| last norm of a stack                | as standard         | 1     | 0     | 1 / m     |                               |
-| a classifier's inner matrix         | as standard         | 1 / m | m     | 1 / m     |                               |
-| a classifier's last matrix          | standard x m^-1/2   | 1 / m | m     | 1         |                               |
-| attention, head size K              |                     |       |       |           | scores x base_head_dim^1/2 / K|
+|                                     | first values        | rate  | decay | epsilon   | forward                 |
+|-------------------------------------|---------------------|-------|-------|-----------|-------------------------|
+| embedding, head (tied or not)       | of the base width   | 1     | 1     | 1 / m     | logits x 1 / m          |
+| matrix of a block                   | as standard         | 1 / m | m     | 1 / (m l) | residual branch x 1 / l |
+| norm and bias of a block            | as standard         | 1     | 0     | 1 / (m l) |                         |
+| last norm of a stack                | as standard         | 1     | 0     | 1 / m     |                         |
+| a classifier's inner matrix         | as standard         | 1 / m | m     | 1 / m     |                         |
+| a classifier's last matrix          | standard x m^-1/2   | 1 / m | m     | 1         |                         |
+| attention, head size K              |                     |       |       |           | x (base size / K)^1/2   |
 
 AdamW multiplies decay by the rate, so what a matrix loses a step is the same at every width. An encoder and a decoder
 have an l each; the third branch of a decoder's block is in its base model too, so it changes nothing. A residual output

@@ -33,8 +33,6 @@ from bmscale.training.optimizer import make_optimizer
 
 TOLERANCE = 0.05
 """The largest |slope| that counts as none."""
-PARAMETRIZATIONS = ("mup", "standard")
-
 KINDS: dict[type[nn.Module], str] = {
     TokenEmbedding: "embeddings",
     SelfAttention: "attention",
@@ -46,6 +44,8 @@ KINDS: dict[type[nn.Module], str] = {
 RATE = 0.064
 """The usual rate times the width of the base model: large enough to move every activation, small enough for the
 narrowest model to stay near what wide ones do."""
+OF_DEPTH = ("embeddings", "stream", "logits")
+"""What is judged against depth. What a branch puts out is shown only: it nears its limit as 1 / depth."""
 _VOCABULARY, _LABELS = 64, 4
 
 
@@ -86,9 +86,13 @@ class Coordinates:
         """The mean of the slopes over the steps: the verdict goes by it."""
         return float(np.mean(self.slopes(kind)))
 
+    def judged(self) -> list[str]:
+        """The kinds that count."""
+        return [kind for kind in self.activations if self.axis == "width" or kind in OF_DEPTH]
+
     def failures(self) -> list[str]:
-        """The kinds whose |slope| is above TOLERANCE, or not a number."""
-        return [kind for kind in self.activations if not abs(self.slope(kind)) <= TOLERANCE]
+        """The kinds that count and whose |slope| is above TOLERANCE, or not a number."""
+        return [kind for kind in self.judged() if not abs(self.slope(kind)) <= TOLERANCE]
 
     def to_dict(self) -> dict[str, Any]:
         """For programs."""
@@ -242,7 +246,8 @@ def table(found: Coordinates) -> str:
         slopes, last = found.slopes(kind), " ".join(f"{row[-1]:8.3g}" for row in rows)
         lines.append(f"{kind:16} {found.slope(kind):+7.3f} {slopes[0]:+7.3f} {slopes[-1]:+7.3f} {last}")
     bad = found.failures()
-    verdict = f"above it: {', '.join(bad)}" if bad else "every kind is within it"
+    kinds = "every kind" if found.axis == "width" else " and ".join(found.judged())
+    verdict = f"above it: {', '.join(bad)}" if bad else f"{kinds} within it"
     return "\n".join([*lines, f"|slope| at most {TOLERANCE}: {verdict}"])
 
 
