@@ -141,11 +141,16 @@ def last_loss(experiment: Experiment) -> float:
     found = _read_loss(experiment)
     if found is not None:
         return found
+    logs = list(log.handlers)
     try:
         train(experiment)
     except Diverged as error:
         log.warning("%s: %s", experiment.run_folder.path, error)
         return math.inf
+    finally:  # else the log of this training would go on in the folder of the next
+        for handler in [handler for handler in log.handlers if handler not in logs]:
+            log.removeHandler(handler)
+            handler.close()
     found = _read_loss(experiment)
     if found is None:
         raise BadInput(f"{experiment.run_folder.path}: must have been trained to its end; start the command again")

@@ -57,6 +57,7 @@ STAGES = [f"zero{stage}" for stage in range(4)]
 def runs(tmp_path_factory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("equivalence")
     jobs = {"none": (1, ["--deepspeed", "none"])}
+    jobs |= {"mup": (1, ["--deepspeed", "none", "--mup"]), "mup zero3x2": (2, ["--deepspeed", "zero3", "--mup"])}
     jobs |= {f"{stage}x{world}": (world, ["--deepspeed", stage]) for stage in STAGES for world in (1, 2)}
     for stage in OVERLAPPED:
         path = folder / f"overlap{stage}.json"
@@ -75,6 +76,14 @@ def test_losses_and_norms_agree(runs, stage, world_size):
     assert f"{world_size} rank" in run["is"]
     assert worst(run["losses"], reference["losses"]) < 1e-6
     assert worst(run["norms"], reference["norms"]) < 1e-5
+
+
+def test_mup_has_its_groups_under_zero_3_too(runs):
+    """There parameters are flat pieces: the groups go by names."""
+    run, reference = runs["mup zero3x2"], runs["mup"]
+    assert worst(run["losses"], reference["losses"]) < 1e-6
+    assert worst(run["norms"], reference["norms"]) < 1e-5
+    assert worst(reference["losses"], runs["none"]["losses"]) > 1e-2
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -10,7 +10,12 @@ from bmscale.scaling.coordinates import TOLERANCE, Coordinates, Setting, check_c
 
 WIDTHS, DEPTHS = [32, 64, 128, 256, 512], [4, 8, 16]
 SETTING = Setting(seeds=2)
-PRESETS = {"translation": "toy", "language_model": "toy-text", "masked_lm": "toy-masked", "classification": "toy-labels"}
+PRESETS = {
+    "translation": "toy",
+    "language_model": "toy-text",
+    "masked_lm": "toy-masked",
+    "classification": "toy-labels",
+}
 
 
 def experiment(task="translation", *overrides):
