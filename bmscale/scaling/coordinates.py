@@ -106,7 +106,8 @@ def check_coordinates(
     """Train the model of an experiment at several widths or depths. Raises BadInput for values it cannot have."""
     task = experiment.model.task
     shaped = wider if axis == "width" else deeper
-    config = experiment.model.build(_VOCABULARY, **({"num_labels": _LABELS} if task.name == "classification" else {}))
+    of_data: dict[str, Any] = {"num_labels": _LABELS} if task.name == "classification" else {}
+    config = experiment.model.build(_VOCABULARY, **of_data)
     configs = shaped(task, config, parametrization, values)
     rate = RATE / configs[0].hidden_size if setting.rate is None else setting.rate
     found: dict[str, list[list[float]]] = {}

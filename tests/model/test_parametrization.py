@@ -63,9 +63,8 @@ RULES = {
 def test_rules_of_one_stack(name):
     config = mup("classification", width=128, depth=6)
     (rate, decay, epsilon), std = RULES[name]
-    assert rules.adam_scales(name, config) == rules.AdamScales(
-        pytest.approx(rate), pytest.approx(decay), pytest.approx(epsilon)
-    )
+    scales = rules.adam_scales(name, config)
+    assert (scales.rate, scales.decay, scales.epsilon) == pytest.approx((rate, decay, epsilon))
     if std is not None:
         value = init.initial_value(name, (400, 128), 0, config)
         assert float(value.std()) == pytest.approx(std, rel=0.02)
