@@ -316,6 +316,8 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "run folder that cannot be made": (nothing, "train x.yaml run=train.tsv/run", r"train\.tsv"),
     "test sets of one name": (lambda: (shutil.copytree("runs", "a"), shutil.copy("valid.tsv", "a/valid.tsv")), "evaluate runs/x --test valid.tsv --test a/valid.tsv", r"two are called 'valid'"),
     "run of another experiment": (nothing, "train x.yaml training.seed=5 training.optimizer.learning_rate=0.5", r"runs/x: holds a run of another experiment; training\.seed: the run has 0, now 5; training\.optimizer\.learning_rate: the run has 0\.001, now 0\.5"),
+    "run of another parametrization": (nothing, "train x.yaml model.parametrization=mup", r"holds a run of another experiment; model\.parametrization: the run has None, now 'mup'"),
+    "a base of nothing": (nothing, "train x.yaml model.base_layers=2", r"model: base_layers goes with parametrization: mup only; got 2"),
     "folder that is no run": (stranger, "train x.yaml run=runs/other", r"runs/other: is not empty and holds no run\.yaml"),
     "schedule changed under a run": (nothing, "train x.yaml training.schedule.type=cosine training.max_steps=9", r"--new-schedule"),
     # evaluation and inference
@@ -364,6 +366,15 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, str]] = {
     "benchmark of a corpus that is not there": (nothing, "benchmark prepare --corpus trian.tsv", r"trian\.tsv: no such file; did you mean train\.tsv"),
     "benchmark of an empty corpus": (write("empty.tsv", ""), "benchmark prepare --corpus empty.tsv", r"empty\.tsv: .*at least one pair"),
     "benchmark into a file": (nothing, "benchmark prepare --output valid.tsv", r"--output: must be a free path or a folder; got 'valid\.tsv'"),
+    # scaling
+    "a check of one width": (nothing, "scaling coordinates x.yaml --widths 32", r"--widths: must be two or more different numbers above 0, such as 32,64,128; got '32'"),
+    "a check of widths and depths": (nothing, "scaling coordinates x.yaml --widths 32,64 --depths 2,4", r"--widths and --depths: one of them must be given; got both"),
+    "a check of no steps": (nothing, "scaling coordinates x.yaml --steps 0", r"--steps: must be above 0; got 0"),
+    "a check at no rate": (nothing, "scaling coordinates x.yaml --rate nan", r"--rate: must be above 0 and finite; got nan"),
+    "a check drawn as a text": (nothing, "scaling coordinates x.yaml --plot p.txt", r"--plot: must end in \.png or \.svg; got 'p\.txt'"),
+    "transfer over an uneven width": (nothing, "scaling transfer x.yaml --widths 32,41", r"--widths: must be multiples of the head size \d+; got 41"),
+    "transfer to a rate that is none": (nothing, "scaling transfer x.yaml --rates 1e-3,fast", r"--rates: must be two or more different numbers above 0"),
+    "transfer into a file": (nothing, "scaling transfer x.yaml --output valid.tsv", r"--output: must be a free path or a folder; got 'valid\.tsv'"),
     "no beams": (nothing, f"translate {BEST} --beam-size 0", r"beam_size: must be a whole number of at least 1; got 0"),
 }  # fmt: skip
 

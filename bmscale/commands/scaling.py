@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from bmscale.commands.arguments import EXIT_CODES, Commands, add, check_file, check_folder
+from bmscale.commands.transfer import add_coordinates, add_transfer
 from bmscale.errors import BadInput
 
 log = logging.getLogger("bmscale")
@@ -29,6 +30,8 @@ def add_scaling(commands: Commands) -> None:
     _add_run(actions)
     _add_fit(actions)
     _add_reproduce(actions)
+    add_coordinates(actions)
+    add_transfer(actions)
 
 
 def _add_fit(actions: Commands) -> None:

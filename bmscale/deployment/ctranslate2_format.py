@@ -29,11 +29,12 @@ from bmscale.deployment.ctranslate2_candidate import (
     open_candidate,
 )
 from bmscale.deployment.formats import FLOAT32_TOLERANCE
-from bmscale.deployment.scalars import embedding_scale, fold
+from bmscale.deployment.scalars import fold
 from bmscale.errors import BadInput
 from bmscale.inference.ctranslate2_folder import COMPUTE_TYPES, import_ctranslate2
 from bmscale.model.config import GATED, DecoderOnlyConfig, EncoderDecoderConfig, TransformerConfig
 from bmscale.model.folder import GENERATION, PROVENANCE, ModelFolder, load_model, write_json
+from bmscale.model.parametrization import embedding_scale
 from bmscale.model.positions import positions, sinusoids
 from bmscale.model.seal import seal
 from bmscale.model.tokenization import TOKENIZER_FILE

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import M2M100Config, PreTrainedConfig, T5GemmaConfig
 
-from bmscale.model.config import EncoderDecoderConfig, EncoderOnlyConfig, TransformerConfig
+from bmscale.model.config import MUP_BASE, EncoderDecoderConfig, EncoderOnlyConfig, TransformerConfig
 from bmscale.model.layouts import layout_config, layout_name
 
 _SCALARS: dict[str, Any] = {
@@ -22,6 +22,8 @@ _SCALARS: dict[str, Any] = {
     "attention_scale": 1.0,
     "residual_scale": 1.0,
     "logit_scale": 1.0,
+    "parametrization": "standard",
+    **dict.fromkeys(MUP_BASE, 0),
 }
 
 

@@ -5,7 +5,8 @@ Each is exact but for rounding:
 | scalar                         | goes into                                                                     |
 |--------------------------------|-------------------------------------------------------------------------------|
 | attention_scale                | the query projections; the query norm of self-attention where there is one    |
-| residual_scale                 | output and down projections; the norm behind the branch where there is one    |
+| residual_scale                 | output and down projections; the norm behind the branch where there is one;   |
+|                                | with the factor of μP, which goes by the depth of the stack                   |
 | logit_scale                    | the last norm before the head, which nothing but the head reads               |
 | embedding_scale, sqrt(D)       | the token tables; of a table that is the head as well, the last norm takes it |
 |                                | back                                                                          |
@@ -15,7 +16,8 @@ from typing import Any
 
 import torch
 
-from bmscale.model.config import EncoderDecoderConfig, TransformerConfig, is_classifier
+from bmscale.model.config import EncoderDecoderConfig, is_classifier
+from bmscale.model.parametrization import attention_scale, depth_of, embedding_scale, logit_scale, residual_scale
 
 
 def fold(config: Any, state: dict[str, torch.Tensor], embedding_factor: float = 1.0) -> dict[str, torch.Tensor]:
@@ -25,7 +27,7 @@ def fold(config: Any, state: dict[str, torch.Tensor], embedding_factor: float = 
     `embedding_factor` is what the format itself multiplies embeddings by, such as sqrt(D).
     """
     embedding = embedding_scale(config) / embedding_factor
-    last = config.logit_scale
+    last = logit_scale(config)
     if config.tie_word_embeddings and not is_classifier(config):
         last /= embedding
     folded = {}
@@ -33,11 +35,6 @@ def fold(config: Any, state: dict[str, torch.Tensor], embedding_factor: float = 
         factor = _factor(config, name, embedding, last)
         folded[name] = tensor if factor == 1.0 else tensor * factor
     return folded
-
-
-def embedding_scale(config: TransformerConfig) -> float:
-    """What embeddings are multiplied by in all."""
-    return float(config.embedding_scale * (config.hidden_size**0.5 if config.scale_embeddings else 1.0))
 
 
 def _factor(config: Any, name: str, embedding: float, last: float) -> float:
@@ -51,10 +48,10 @@ def _factor(config: Any, name: str, embedding: float, last: float) -> float:
     if module == ("model.decoder.norm" if isinstance(config, EncoderDecoderConfig) else "model.norm"):
         return 1.0 if is_classifier(config) else last
     if module.endswith("self_attention.q_norm"):
-        return float(config.attention_scale)
+        return attention_scale(config)
     if module.endswith("q_proj"):
         is_normed = config.qk_norm and module.endswith("self_attention.q_proj")
-        return 1.0 if is_normed else float(config.attention_scale)
+        return 1.0 if is_normed else attention_scale(config)
     if module.endswith("_post_norm") or (not config.sandwich_norm and module.endswith(("o_proj", "down_proj"))):
-        return float(config.residual_scale)
+        return residual_scale(config, depth_of(name, config))
     return 1.0

@@ -15,6 +15,7 @@ from bmscale.model.buckets import BucketMask, cut, join
 from bmscale.model.config import TransformerConfig
 from bmscale.model.init import mark_residual_output
 from bmscale.model.norms import RMSNorm
+from bmscale.model.parametrization import attention_scale
 from bmscale.model.positions import Rotation, rotate
 
 
@@ -68,7 +69,7 @@ class Attention(nn.Module):
         self.config, self.layer_idx, self.is_causal = config, layer, is_causal
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        self.scaling = config.attention_scale * config.head_dim**-0.5
+        self.scaling = attention_scale(config) * config.head_dim**-0.5
         query_width = config.num_attention_heads * config.head_dim
         key_width = config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, query_width, bias=config.bias)

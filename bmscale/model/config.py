@@ -11,6 +11,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+MUP_BASE = {"base_hidden_size": 256, "base_layers": 4, "base_head_dim": 64}
+"""The base shape of `parametrization: mup` where none is given: a constant, so that it is the same in all sizes."""
+
 GATED = ("swiglu", "geglu")
 """The feed-forward kinds with three matrices: gate, up and down."""
 
@@ -67,6 +70,15 @@ class TransformerConfig(PreTrainedConfig):
     """Multiplies each residual branch before it is added."""
     logit_scale: float | int = 1.0
     """Multiplies logits."""
+    parametrization: Literal["standard", "mup"] = "standard"
+    """How scales, first values and rates follow width and depth: mup (Yang 2022) with CompleteP's depth rule (Dey 2025)
+    lets a recipe that was tuned on a small model hold for a large one (parametrization.py)."""
+    base_hidden_size: int = 0
+    """mup: the width at which it is the standard parametrization, the same for all that share a recipe. 0: 256."""
+    base_layers: int = 0
+    """mup: the blocks of a stack (of each one) at which it is the standard parametrization. 0: 4."""
+    base_head_dim: int = 0
+    """mup: the head size at which attention scores have the standard scale. 0: 64."""
     max_position_embeddings: int = 1024
     """The longest sequence, in pieces, that the model is meant to read or generate. No table ends there: positions are
     computed, so longer input runs and is the caller's risk."""
@@ -84,11 +96,15 @@ class TransformerConfig(PreTrainedConfig):
         self.intermediate_size = self.intermediate_size or default_intermediate_size(
             self.hidden_size, self.feed_forward
         )
+        if self.parametrization == "mup":
+            for name, value in MUP_BASE.items():
+                setattr(self, name, getattr(self, name) or value)
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
         """Called by transformers when a configuration is made or saved. Raises ValueError."""
         self._check_ranges()
+        self._check_base()
         if self.head_dim == 0:  # it was not given, and could not be derived
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads where head_dim is not given; got hidden_size "
@@ -105,6 +121,17 @@ class TransformerConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_size must be even and at least 4 with positions: sinusoid; got {self.hidden_size}"
             )
+
+    def _check_base(self) -> None:
+        for name in MUP_BASE:
+            value = getattr(self, name)
+            if self.parametrization != "mup" and value:
+                raise ValueError(
+                    f"{name} goes with parametrization: mup only; got {value} and parametrization: "
+                    f"{self.parametrization}"
+                )
+            if self.parametrization == "mup" and not 0 < value <= 2**20:
+                raise ValueError(f"{name} must be between 1 and {2**20:,}; got {value}")
 
     def _check_ranges(self) -> None:
         for name in _POSITIVE:

@@ -10,6 +10,7 @@ from transformers.utils import can_return_tuple
 
 from bmscale.model.buckets import Buckets, cut
 from bmscale.model.config import EncoderOnlyConfig
+from bmscale.model.init import classifier_factor
 from bmscale.model.layers import Head
 from bmscale.model.loss import LossSums, cross_entropy
 from bmscale.model.transformer import Encoder, TransformerPreTrainedModel, VocabularyModel
@@ -83,6 +84,7 @@ class EncoderOnlyForSequenceClassification(TransformerPreTrainedModel):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier.init_factor = classifier_factor(config)  # type: ignore[assignment]
         self.post_init()
 
     @can_return_tuple

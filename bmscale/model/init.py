@@ -10,6 +10,9 @@
 | norm weight                                 | 1                                                                    |
 | bias                                        | 0                                                                    |
 
+In μP D is the base width for embedding and head, N is counted in a stack of base_layers, and a classifier's last matrix
+has a factor of its own (parametrization.py).
+
 With these the first loss lies within a few tenths of a nat of ln V, except where embeddings that are multiplied by
 sqrt(D) are the head as well: there each token predicts itself at first, sqrt(D) nats too much. That is unlearned in
 some fifty steps. A smaller gain of the last norm avoids it, and was measured to learn more slowly from then on: on
@@ -26,11 +29,12 @@ from torch import nn
 from transformers import initialization
 
 from bmscale.model.config import EncoderDecoderConfig, TransformerConfig
+from bmscale.model.parametrization import depth_of, init_depth, is_mup, width_multiplier
 
 Module = TypeVar("Module", bound=nn.Module)
 
 _RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
-_MATRICES = ("_proj.weight", "head.weight", "dense.weight", "classifier.weight")
+_MATRICES = ("_proj.weight", "dense.weight")
 
 
 def matrix_std(fan_in: int, branches: int = 1) -> float:
@@ -40,7 +44,19 @@ def matrix_std(fan_in: int, branches: int = 1) -> float:
 
 def embedding_std(config: TransformerConfig) -> float:
     """Standard deviation of an embedding matrix, which is also the head where they are tied."""
-    return float(config.hidden_size**-0.5) if config.scale_embeddings else matrix_std(config.hidden_size)
+    width = config.base_hidden_size if is_mup(config) else config.hidden_size
+    return float(width**-0.5) if config.scale_embeddings else matrix_std(width)
+
+
+def head_factor(config: TransformerConfig) -> float:
+    """What the standard deviation of a head of its own is multiplied by: 1 but in μP, where it is that of the base
+    width."""
+    return width_multiplier(config) ** 0.5
+
+
+def classifier_factor(config: TransformerConfig) -> float:
+    """What the standard deviation of a classifier's last matrix is multiplied by: 1 but in μP."""
+    return width_multiplier(config) ** -0.5
 
 
 def residual_branches(depth: int, *, reads_source: bool) -> int:
@@ -68,18 +84,19 @@ def _std(name: str, shape: Sequence[int], config: TransformerConfig) -> float:
         return embedding_std(config)
     if name.endswith(_RESIDUAL_OUTPUTS):
         return matrix_std(shape[1], _branches(name, config))
+    if name.endswith("head.weight"):
+        return matrix_std(shape[1]) * head_factor(config)
+    if name.endswith("classifier.weight"):
+        return matrix_std(shape[1]) * classifier_factor(config)
     if name.endswith(_MATRICES):
         return matrix_std(shape[1])
     raise ValueError(f"no first value is known for a parameter named {name}")
 
 
-def _branches(name: str, config: Any) -> int:
+def _branches(name: str, config: TransformerConfig) -> int:
     """Residual branches of the stack that a parameter is part of."""
-    if not isinstance(config, EncoderDecoderConfig):
-        return residual_branches(config.num_hidden_layers, reads_source=False)
-    if "decoder." in name:
-        return residual_branches(config.num_decoder_layers, reads_source=True)
-    return residual_branches(config.num_encoder_layers, reads_source=False)
+    reads_source = isinstance(config, EncoderDecoderConfig) and "decoder." in name
+    return residual_branches(init_depth(config, depth_of(name, config)), reads_source=reads_source)
 
 
 def initialise(model: nn.Module, seed: int) -> None:
@@ -103,7 +120,8 @@ def initialise_module(module: nn.Module, config: TransformerConfig) -> None:
         initialization.normal_(module.weight, std=embedding_std(config))
     elif isinstance(module, nn.Linear):
         branches = getattr(module, "residual_branches", 1)
-        initialization.normal_(module.weight, std=matrix_std(module.in_features, branches))
+        factor = getattr(module, "init_factor", 1.0)
+        initialization.normal_(module.weight, std=matrix_std(module.in_features, branches) * factor)
         if module.bias is not None:
             initialization.zeros_(module.bias)
     elif getattr(module, "weight", None) is not None:  # a norm

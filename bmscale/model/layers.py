@@ -15,9 +15,10 @@ from bmscale.model.attention import CrossAttention, SelfAttention
 from bmscale.model.buckets import BucketMask
 from bmscale.model.config import GATED, TransformerConfig
 from bmscale.model.dropout import Dropout
-from bmscale.model.init import mark_residual_output, residual_branches
+from bmscale.model.init import head_factor, mark_residual_output, residual_branches
 from bmscale.model.loss import LossSums, linear_cross_entropy
 from bmscale.model.norms import make_norm
+from bmscale.model.parametrization import embedding_scale, init_depth, logit_scale, residual_scale
 from bmscale.model.positions import Rotation, sinusoids
 
 
@@ -27,7 +28,7 @@ class TokenEmbedding(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.scale = config.embedding_scale * (config.hidden_size**0.5 if config.scale_embeddings else 1.0)
+        self.scale = embedding_scale(config)
         self.has_sinusoids = config.positions == "sinusoid"
         self.dropout = Dropout(config.dropout)
 
@@ -51,7 +52,8 @@ class Head(nn.Linear):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config.hidden_size, config.vocab_size, bias=False)
-        self.scale = config.logit_scale
+        self.scale = logit_scale(config)
+        self.init_factor = head_factor(config)
 
     def forward(
         self, x_BTD: torch.Tensor, labels: torch.Tensor | None = None, label_smoothing: float = 0.0
@@ -94,9 +96,9 @@ class Layer(GradientCheckpointingLayer):
     ) -> None:
         """`index` counts the `depth` blocks of a stack from 0; it is the block's place in the cache."""
         super().__init__()
-        self.residual_scale = config.residual_scale
+        self.residual_scale = residual_scale(config, depth)
         self.dropout = Dropout(config.dropout)
-        branches = residual_branches(depth, reads_source=reads_source)
+        branches = residual_branches(init_depth(config, depth), reads_source=reads_source)
         self.self_attention_norm = make_norm(config)
         self.self_attention = SelfAttention(config, index, is_causal=is_causal, branches=branches)
         self.self_attention_post_norm = make_norm(config) if config.sandwich_norm else nn.Identity()

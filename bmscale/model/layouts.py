@@ -28,6 +28,7 @@ _NEEDED: dict[str, Any] = {
     "attention_scale": 1.0,
     "residual_scale": 1.0,
     "logit_scale": 1.0,
+    "parametrization": "standard",
 }
 
 

@@ -9,34 +9,43 @@ from torch import nn
 from bmscale.config import suggest
 from bmscale.errors import BadInput
 from bmscale.experiment import OptimizerConfig
+from bmscale.model.parametrization import AdamScales, adam_scales
+
+# The order of the groups; within a kind, that of the parameters.
+_DECAYED, _PLAIN, _STILL = range(3)
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig, frozen: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Matrices with weight decay; norms, biases and embeddings without.
 
     Decay on a norm or a bias pulls a scale towards 0 that no matrix product depends on, and on embeddings it shrinks
-    rare words, which get a gradient seldom. `lr_scale` multiplies the rate of the schedule for a group. Parameters
-    whose names begin with one of `frozen` keep their moments, as every training state expects, but have the rate 0 and
-    a gradient of zeros, so that they do not count in its norm either.
+    rare words, which get a gradient seldom. `lr_scale` multiplies the rate of the schedule for a group. Under
+    `parametrization: mup` rate, decay and epsilon of a group go by width and depth as well (model/parametrization.py),
+    and there are more groups. Parameters whose names begin with one of `frozen` keep their moments, as every training
+    state expects, but have the rate 0 and a gradient of zeros, so that they do not count in its norm either.
     """
+    shape: Any = model.config
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    still: list[nn.Parameter] = []
+    found: dict[tuple[int, AdamScales], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if is_frozen(name, frozen):
             parameter.register_hook(torch.zeros_like)
-            still.append(parameter)
+            found.setdefault((_STILL, AdamScales(rate=0.0)), []).append(parameter)
             continue
         # Under ZeRO-3 a parameter is a flat piece: its own shape says nothing, ds_shape does.
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
-        (decayed if dimensions >= 2 and id(parameter) not in embeddings else plain).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": config.weight_decay, "lr_scale": 1.0},
-        {"params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
-        {"params": still, "weight_decay": 0.0, "lr_scale": 0.0},
+        kind = _DECAYED if dimensions >= 2 and id(parameter) not in embeddings else _PLAIN
+        found.setdefault((kind, adam_scales(name, shape)), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": config.weight_decay * scales.decay if kind == _DECAYED else 0.0,
+            "lr_scale": scales.rate,
+            "lr": config.learning_rate * scales.rate,
+            "eps": config.epsilon * scales.epsilon,
+        }
+        for (kind, scales), parameters in sorted(found.items(), key=lambda entry: entry[0][0])
     ]
-    return [{**group, "lr": config.learning_rate * group["lr_scale"]} for group in groups if group["params"]]
 
 
 def check_frozen(model: nn.Module, frozen: Sequence[str]) -> None:

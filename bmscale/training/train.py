@@ -26,7 +26,7 @@ from bmscale.errors import BadInput, BmscaleError, Diverged
 from bmscale.evaluation.loss import batch_loss
 from bmscale.evaluation.validation import Validation
 from bmscale.experiment import Experiment, RunFolder
-from bmscale.model.config import TransformerConfig
+from bmscale.model.config import MUP_BASE, TransformerConfig
 from bmscale.model.init import initial_value
 from bmscale.training import branch, checkpoint, kept_models, lock, ranks, record
 from bmscale.training.ending import Ending
@@ -201,7 +201,9 @@ def build_model(engine: Engine, experiment: Experiment, config: TransformerConfi
 
 def _shape(config: TransformerConfig) -> dict[str, Any]:
     """The model's options without what libraries add of their own."""
-    noise = ("transformers_version", "architectures", "dtype", "_name_or_path")
+    noise = ["transformers_version", "architectures", "dtype", "_name_or_path"]
+    if config.parametrization == "standard":  # so runs from before there was another one go on
+        noise += ["parametrization", *MUP_BASE]
     return {key: value for key, value in config.to_diff_dict().items() if key not in noise}
 
 

@@ -22,6 +22,7 @@ from bmscale.inference.translator import Translator
 PAIRS = list(toy_pairs("test", 12))
 TEXTS = [("", text[:120]) for text in toy_documents("test", 6)]
 SCALARS = {"embedding_scale": 3.0, "attention_scale": 0.5, "residual_scale": 0.7, "logit_scale": 1.5}
+MUP = {**SCALARS, "parametrization": "mup", "base_hidden_size": 8, "base_layers": 1, "base_head_dim": 2}
 
 TRANSLATION = {
     "modern": ("modern", {}),
@@ -31,6 +32,8 @@ TRANSLATION = {
     "modern, shared keys, wide heads": ("modern", {"num_key_value_heads": 2, "head_dim": 10, "rope_theta": 5e5}),
     "modern, QK-norm, scaled": ("modern", {**SCALARS, "qk_norm": True, "num_encoder_layers": 1}),
     "gemma, scaled, untied": ("gemma", {**SCALARS, "tie_word_embeddings": False}),
+    "modern, mup": ("modern", {**MUP, "num_encoder_layers": 3}),
+    "vanilla, mup": ("vanilla", MUP),
     "gemma of LayerNorm": ("gemma", {"norm": "layer_norm", "norm_eps": 1e-5}),
     "vanilla, scaled, shared keys": ("vanilla", {**SCALARS, "num_key_value_heads": 2}),
     "GELU with biases, epsilon": ("modern", {"feed_forward": "gelu", "bias": True, "norm_eps": 1e-2}),
@@ -38,6 +41,7 @@ TRANSLATION = {
 DECODERS = {
     "llama": ("llama", {}),
     "qwen3, scaled": ("qwen3", SCALARS),
+    "llama, mup": ("llama", MUP),
     "llama, sandwich, one key head": ("llama", {"sandwich_norm": True, "num_key_value_heads": 1, "bias": True}),
     "llama of sinusoids": ("llama", {"positions": "sinusoid", "norm": "layer_norm", "feed_forward": "relu"}),
 }

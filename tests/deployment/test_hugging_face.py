@@ -16,6 +16,7 @@ from bmscale.deployment.trained import open_trained
 from bmscale.errors import BadInput, BmscaleError
 
 SCALARS = {"embedding_scale": 1.7, "attention_scale": 0.8, "residual_scale": 0.6, "logit_scale": 1.3}
+MUP = {**SCALARS, "parametrization": "mup", "base_hidden_size": 8, "base_layers": 1, "base_head_dim": 2}
 PAIRS = list(toy_pairs("valid", 12))
 TEXTS = [("", text[:200]) for text in toy_documents("valid", 10)]
 
@@ -42,6 +43,10 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
                          {**SCALARS, "classifier_pooling": "first"}),
     "classifier-of-layer-norm": ("classification", "eurobert", "EncoderOnlyForSequenceClassification",
                                  {"classifier_pooling": "first", "norm": "layer_norm"}),
+    "gemma-mup": ("translation", "gemma", "T5GemmaForConditionalGeneration", {**MUP, "num_encoder_layers": 3}),
+    "modern-mup": ("translation", "modern", "EncoderDecoderForConditionalGeneration", {**MUP, "qk_norm": True}),
+    "llama-mup": ("language_model", "llama", "LlamaForCausalLM", {**MUP, "tie_word_embeddings": False}),
+    "classifier-mup": ("classification", "eurobert", "EuroBertForSequenceClassification", MUP),
 }  # fmt: skip
 
 

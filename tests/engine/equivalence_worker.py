@@ -35,6 +35,8 @@ CONFIG = EncoderDecoderConfig(
     num_decoder_layers=2,
 )
 
+MUP = {"parametrization": "mup", "base_hidden_size": 8, "base_layers": 1, "base_head_dim": 8}
+
 
 def pairs_of_step(step: int) -> list[tuple[np.ndarray, ...]]:
     generator = np.random.default_rng([7, step])
@@ -103,6 +105,7 @@ def main() -> None:
     parser.add_argument("--break-it", choices=("accumulation", "world_size"))
     parser.add_argument("--trouble", choices=("refused", "taken", "omitted"))
     parser.add_argument("--ema-decay", type=float)
+    parser.add_argument("--mup", action="store_true")
     options = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -116,7 +119,7 @@ def main() -> None:
         ema_decay=options.ema_decay,
     )
     engine = Engine(training)
-    config = EncoderDecoderConfig(**{**CONFIG.to_dict(), "dropout": options.dropout})
+    config = EncoderDecoderConfig(**{**CONFIG.to_dict(), "dropout": options.dropout, **(MUP if options.mup else {})})
     engine.build(
         lambda: EncoderDecoderForConditionalGeneration(config),
         lambda name, shape: initial_value(name, shape, 0, config),

@@ -77,6 +77,14 @@ def test_losses_and_norms_agree(runs, stage, world_size):
     assert worst(run["norms"], reference["norms"]) < 1e-5
 
 
+def test_mup_has_its_groups_under_zero_3_too(tmp_path):
+    """There parameters are flat pieces: the groups go by names."""
+    jobs = {"none": (1, ["--deepspeed", "none", "--mup"]), "zero3": (2, ["--deepspeed", "zero3", "--mup"])}
+    found = launch_all(tmp_path, jobs)
+    assert worst(found["zero3"]["losses"], found["none"]["losses"]) < 1e-6
+    assert worst(found["zero3"]["norms"], found["none"]["norms"]) < 1e-5
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("stage", STAGES)
 def test_moments_are_made_with_the_model(runs, stage, world_size):
