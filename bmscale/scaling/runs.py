@@ -43,17 +43,17 @@ def run_study(study: Study, only: str | None = None, number: int | None = None, 
     `only` is a pattern for names of cells, such as `w32*`; `number` takes one trunk, counted from 0; hold-outs are
     trained with `holdouts` alone. Raises BadInput where a run was begun otherwise than the study says now.
     """
-    chosen = choose(study, only, number, holdouts=holdouts)
-    study.folder.mkdir(parents=True, exist_ok=True)
-    prepare(study.plain.data)
-    _write_config(study)
-    progress = Progress(study, chosen)
-    try:
-        with _signals_passed_on() as child:
+    with _signals_passed_on() as child:
+        with child.leaving_at_once():
+            prepare(study.plain.data)  # budgets are counted from the lengths of its texts
+        chosen = choose(study, only, number, holdouts=holdouts)
+        _write_config(study)
+        progress = Progress(study, chosen)
+        try:
             for trunk, cells in chosen:
                 _run_trunk(study, trunk, cells, progress, child)
-    finally:  # what was done before a study is ended counts
-        count = write_tables(study)
+        finally:  # what was done before a study is ended counts
+            count = write_tables(study)
     undone = [cell.name for _, cells in chosen for cell in cells if not is_done(study, cell)]
     log.info("%s: %d cells; %d of those asked for are not done", study.table, count, len(undone))
     return not undone
@@ -129,11 +129,23 @@ class _Child:
 
     def __init__(self) -> None:
         self.process: Any = None
-        self.ending = False
+        self.ending = self._at_once = False
+
+    @contextmanager
+    def leaving_at_once(self) -> Iterator[None]:
+        """Around work that nothing is saved of: a signal raises Ended there."""
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
 
     def handle(self, number: int, frame: object) -> None:
         """SIGTERM and SIGUSR1 of a scheduler: the training saves and leaves, then the study ends."""
         self.ending = True
+        if self._at_once:
+            self._at_once = False  # a second signal must not break into the way out
+            raise self._ended()
         if self.process is not None and self.process.pid and self.process.is_alive():
             os.kill(self.process.pid, number)
 
@@ -141,7 +153,11 @@ class _Child:
         """Run one experiment to its end. Returns its exit code. Raises Ended, KeyboardInterrupt afterwards."""
         output.parent.mkdir(parents=True, exist_ok=True)
         self.process = _context().Process(target=train_experiment, args=(str(experiment), str(output)))
+        if self.ending:  # the signal came while nothing trained
+            raise self._ended()
         self.process.start()
+        if self.ending and self.process.is_alive():  # it came before there was a process to pass it to
+            os.kill(self.process.pid, signal.SIGTERM)
         try:
             self.process.join()
         except KeyboardInterrupt:  # of the terminal, or sent to this process alone: the training saves and leaves
@@ -150,8 +166,12 @@ class _Child:
             self.process.join()
             raise
         if self.ending:
-            raise Ended("the study was asked to end; the same command goes on with it", PREEMPTED)
+            raise self._ended()
         return int(self.process.exitcode)
+
+    @staticmethod
+    def _ended() -> Ended:
+        return Ended("the study was asked to end; the same command goes on with it", PREEMPTED)
 
 
 def _context() -> Any:
@@ -202,7 +222,8 @@ def _signals_passed_on() -> Iterator[_Child]:
         yield child
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one that C set, which Python cannot put back
+                signal.signal(number, handler)
 
 
 # -- what is written

@@ -1,5 +1,6 @@
 """A study run as a user runs it: ended in the middle, gone on with, one training that cannot begin."""
 
+import argparse
 import json
 import os
 import signal
@@ -14,7 +15,8 @@ from safetensors.torch import load_file
 from bmscale.data.synthetic import irreducible_loss_of
 from bmscale.errors import BadInput
 from bmscale.experiment import RunFolder
-from bmscale.scaling.runs import run_study
+from bmscale.scaling import runs
+from bmscale.scaling.runs import Ended, run_study
 from bmscale.scaling.study import read_study
 from bmscale.training import record
 
@@ -67,6 +69,49 @@ def finished(ended) -> tuple[Path, str]:
     assert process.returncode == 0, said_then
     assert out == "studies/ci/table.jsonl\n"
     return folder, said + said_then
+
+
+class Sleeper:
+    """A training that a signal reaches while it starts, before there is a process to pass it to."""
+
+    pid = None
+
+    def __init__(self, child: runs._Child) -> None:
+        self._child = child
+
+    def start(self) -> None:
+        self._child.handle(signal.SIGUSR1, None)
+        self.popen = subprocess.Popen(["sleep", "60"])
+        self.pid = self.popen.pid
+
+    def is_alive(self) -> bool:
+        return self.popen.poll() is None
+
+    def join(self) -> None:
+        self.popen.wait(timeout=30)
+
+
+def test_a_signal_while_nothing_trains_ends_the_study_too(tmp_path, monkeypatch):
+    child = runs._Child()
+    sleeper = Sleeper(child)
+    monkeypatch.setattr(runs, "_context", lambda: argparse.Namespace(Process=lambda **_: sleeper))
+    for _ in range(2):  # while it starts, and before the next one: that does not start at all
+        with pytest.raises(Ended, match="asked to end") as ended:
+            child.train(tmp_path / "x.yaml", tmp_path / "output/x.txt")
+        assert ended.value.exit_code == 75
+    assert sleeper.popen.returncode == -signal.SIGTERM
+
+
+def test_a_signal_while_the_data_is_prepared_ends_the_study(tmp_path, monkeypatch):
+    def asked(data: object) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        pytest.fail("must leave at once")
+
+    monkeypatch.setattr(runs, "prepare", asked)
+    with pytest.raises(Ended) as ended:
+        run_study(read_study("ci", [], str(tmp_path / "out")))
+    assert ended.value.exit_code == 75
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 
 
 def test_a_study_that_is_asked_to_end_is_preempted(ended):
