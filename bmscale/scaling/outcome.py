@@ -67,8 +67,9 @@ def line_of(study: Study, trunk: Trunk, cell: Cell) -> dict[str, Any] | None:
     """The cell's line; None where it is not done.
 
     `loss` is that of the whole validation set at the last step (nats a target token, in the precision of training);
-    N, N_… are as in Parameters; D are target tokens, U those of them that are different ones; C is counted from the
-    lengths of the texts, with attention and head, C_6ND is 6 N D; `seconds` include the trunk's up to the branch.
+    N, N_… are as in Parameters, N_e and N_d only where there are two stacks; D are target tokens, U those of them that
+    are different ones; C is counted from the lengths of the texts, with attention and head, C_6ND is 6 N D; `seconds`
+    include the trunk's up to the branch.
     """
     run = study.run_folder(cell.name)
     found = final_loss(run, cell.steps)
@@ -88,8 +89,7 @@ def line_of(study: Study, trunk: Trunk, cell: Cell) -> dict[str, Any] | None:
         "N": count.all,
         "N_non_embedding": count.non_embedding,
         "N_with_head": count.with_head,
-        "N_e": count.encoder,
-        "N_d": count.decoder,
+        **({"N_e": count.encoder, "N_d": count.decoder} if isinstance(config, EncoderDecoderConfig) else {}),
         "width": config.hidden_size,
         "layers": [depth for depth, _ in count_blocks(config)],
         "D": tokens,
