@@ -2,6 +2,7 @@
 # Run a scaling study as an array of SLURM jobs, one element for each trunk (a size and seed with all its budgets).
 # Arguments are those of `bmscale scaling run`; options of sbatch go before the script:
 #
+#   bmscale scaling run my-study.yaml --prepare                                    # the data, once
 #   bmscale scaling run my-study.yaml --dry-run                                    # numbers the trunks
 #   sbatch --array=0-5 slurm/scaling_study.sh my-study.yaml
 #   sbatch --array=5 --gpus=1 slurm/scaling_study.sh my-study.yaml --holdouts
@@ -9,8 +10,8 @@
 # The same line again goes on: cells that are done are skipped. Before its time limit (--signal) an element saves the
 # training that it is at and goes back into the queue, BMSCALE_MAX_REQUEUES times at most (20). As with slurm/train.sh,
 # relative paths and .venv are those of the folder in which sbatch is called, which all nodes must share, and there
-# BMSCALE_ENV names another environment: its folder, or `active`. Prepare the data before: elements that start at the
-# same time would each prepare it.
+# BMSCALE_ENV names another environment: its folder, or `active`. Elements that start at the same time would each
+# prepare data that is not prepared before.
 #
 #SBATCH --job-name=bmscale-study
 #SBATCH --nodes=1

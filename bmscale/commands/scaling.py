@@ -151,14 +151,19 @@ def _add_run(actions: Commands) -> None:
     parser.add_argument("--only", metavar="PATTERN", help="cells whose names match, such as 'w32*'")
     parser.add_argument("--trunk", type=int, metavar="N", help="one size and seed, from 0: for an array of jobs")
     parser.add_argument("--holdouts", action="store_true", help="train the hold-outs too: forecast them first")
+    parser.add_argument("--prepare", action="store_true", help="prepare the data, and train nothing")
     parser.add_argument("--dry-run", action="store_true", help="print the cells and what they cost, write nothing")
 
 
 def _run(options: argparse.Namespace) -> int:
+    from bmscale.data.prepare import prepare
     from bmscale.scaling.runs import choose, describe, run_study
     from bmscale.scaling.study import read_study
 
     study = read_study(options.study, options.overrides, options.folder)
+    if options.prepare:
+        prepare(study.plain.data, dry_run=options.dry_run)
+        return 0
     if options.dry_run:
         chosen = choose(study, options.only, options.trunk, holdouts=options.holdouts)
         print("\n".join(describe(study, chosen)))

@@ -31,6 +31,9 @@ def text_lengths(experiment: Experiment) -> tuple[Lengths, Lengths | None]:
         return chunk.lengths + 1, chunk.lengths + 1
     folder = Path(data.directory)
     if not (folder / MANIFEST).is_file():
-        raise BadInput(f"{folder}: must be prepared before budgets can be counted: it holds no {MANIFEST}")
+        raise BadInput(
+            f"{folder}: must be prepared before budgets can be counted: it holds no {MANIFEST}; "
+            "`bmscale scaling run STUDY --prepare` does it"
+        )
     shards = PairShards.open(folder / "train")
     return shards.source_lengths.astype(np.int64), shards.target_lengths.astype(np.int64)

@@ -11,6 +11,7 @@ import pytest
 from bmscale.config import preset_names
 from bmscale.errors import BadInput
 from bmscale.model.flops import training_flops
+from bmscale.scaling import runs
 from bmscale.scaling.outcome import Parameters
 from bmscale.scaling.runs import choose, describe, savings
 from bmscale.scaling.study import STUDIES, Study, read_study
@@ -160,8 +161,21 @@ def test_the_example_of_the_readme_is_a_study(tmp_path):
     study = read_study(str(tmp_path / "study.yaml"), [], str(tmp_path / "out"))
     assert [study.shape(size).num_encoder_layers for size in study.sizes] == [2, 4, 4]
     assert study.plain.data.train[0].path == "corpus/train.tsv.xz"
-    with pytest.raises(BadInput, match=r"must be prepared before budgets can be counted"):
+    with pytest.raises(BadInput, match=r"must be prepared before budgets can be counted.*scaling run STUDY --prepare"):
         _ = study.trunks
+
+
+def test_a_study_on_pairs_of_people_prepares_them_first(tmp_path, monkeypatch):
+    """Its budgets are counted by them."""
+    pairs = "".join(f"the number {k}\tdie Zahl {k} ist {k * k}\n" for k in range(400))
+    (tmp_path / "pairs.tsv").write_text(pairs, encoding="utf-8")
+    text = re.sub(r"\{synthetic: \w+, pairs: \d+\}", f"{{path: {tmp_path}/pairs.tsv}}", MINE)
+    text = text.replace("{type: word, vocabulary_size: 260}", "{type: word, vocabulary_size: 100}")
+    (tmp_path / "mine.yaml").write_text(f"{text}tokens: [2.0e4]\n", encoding="utf-8")
+    begun = []
+    monkeypatch.setattr(runs, "_run_trunk", lambda study, trunk, cells, *_: begun.extend(cell.name for cell in cells))
+    assert not runs.run_study(read_study(str(tmp_path / "mine.yaml"), [], str(tmp_path / "out")))
+    assert begun == ["w16-l1-2e4-s0", "deep-2e4-s0"]
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
