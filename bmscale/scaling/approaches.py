@@ -172,13 +172,14 @@ def isoflop(
             continue
         best, at = _parabola(log_n, loss) if curve == "parabola" else _akima(log_n, loss)
         if not log_n[0] < best < log_n[-1]:
-            edges.append(_edge(C, log_n, best))
+            rows = ",".join(map(str, part.rows))
+            edges.append(f"{_edge(C, log_n, best)} (rows={rows})")
             continue
         optima.append(Optimum(C, float(np.exp(best)), float(np.exp(np.interp(best, log_n, log_d))), at))
     if edges and not leave_out_edges:
         raise BadInput(
             f"{table.name}: the best size of a budget must lie between its smallest and largest; got "
-            f"{'; '.join(edges)}; or leave the budget out: --drop 'C<…' or 'C>…'"
+            f"{'; '.join(edges)}; or leave the budget out: --drop and its rows"
         )
     notes = tuple(f"left out: {edge}" for edge in edges)
     if skipped:
