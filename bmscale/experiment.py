@@ -196,6 +196,8 @@ class TrainingConfig(Config):
     """Steps between two training states."""
     keep_states: int = Field(2, ge=2)
     """How many of the newest whole training states stay on disk; two at least, so that one may be damaged."""
+    branch_steps: list[Positive] = Field(default_factory=list)
+    """Steps after which a training state is saved that stays besides: where other runs begin with branch_from."""
     save_in_background: bool = False
     """Copy the state in host memory and write it while training goes on. Each rank needs memory for its share twice:
     12 bytes a parameter over the ranks, once more."""
@@ -393,10 +395,19 @@ class Experiment(Config):
     init_from: LocalPath | None = None
     """A model folder whose parameters the model begins with, where name and shape are the same; its shape stands for
     model.preset and model.size. The data must be prepared with its tokenizer."""
+    branch_from: LocalPath | None = None
+    """A training state of another run, RUN/state/step-NNNNNNNN, that this run goes on from: with weights, moments and
+    place in the data. The two may differ in length, schedule and resources only."""
     data: DataConfig | DocumentDataConfig | LabelledDataConfig
     model: ModelConfig
     training: TrainingConfig
     evaluation: EvaluationConfig
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Self:
+        if self.init_from is not None and self.branch_from is not None:
+            raise ValueError("a run begins with init_from or with branch_from; got both")
+        return self
 
     @property
     def run_folder(self) -> "RunFolder":

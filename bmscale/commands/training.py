@@ -182,7 +182,8 @@ def _checkpoint(options: argparse.Namespace) -> int:
         found = [{"state": name, "whole": not wrong, "problems": wrong} for name, wrong in problems.items()]
     elif options.action == "prune":
         keep = experiment.training.keep_states if options.keep is None else options.keep
-        found = [path.name for path in checkpoint.prune(run.states, keep, own)]
+        staying = experiment.training.branch_steps
+        found = [path.name for path in checkpoint.prune(run.states, keep, own, staying)]
     else:
         state = checkpoint.choose(run.states, options.step)
         out = Path(options.to) if options.to else run.models / state.name.replace("step", "state")

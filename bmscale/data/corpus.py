@@ -19,6 +19,7 @@ import zstandard
 from pydantic import AfterValidator, Field, model_validator
 
 from bmscale.config import Config
+from bmscale.data.synthetic import synthetic_pairs
 from bmscale.errors import BadInput
 
 Pair = tuple[str, str]
@@ -27,6 +28,7 @@ COMPRESSIONS = (".gz", ".xz", ".zst")
 FORMATS = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "dataset"}
 FILE_BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 BUFFER_BYTES = 1 << 20
+MOST_TOY_PAIRS = 10_000_000
 _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)
 
 
@@ -69,7 +71,7 @@ class OriginConfig(Config):
     toy: Literal["train", "valid", "test"] | None = None
     """Read this split of the embedded toy corpus instead of a file."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the toy corpus."""
+    """Seed of the toy corpus, or of the synthetic one."""
 
     @model_validator(mode="before")
     @classmethod
@@ -141,24 +143,36 @@ class CorpusConfig(OriginConfig):
     """Language of the source where it is not data.source_language: many pairs in one model."""
     target_language: LanguageCode | None = None
     """Language of the target where it is not data.target_language."""
-    pairs: int = Field(default=10_000, gt=0, le=10_000_000)
-    """Number of toy pairs, at most ten million."""
+    synthetic: Literal["train", "valid", "test"] | None = None
+    """Read this split of the corpus for scaling studies (`data/synthetic.py`) instead of a file; it goes with
+    `tokenizer: {type: word}`."""
+    pairs: int = Field(default=10_000, gt=0, le=1_000_000_000)
+    """Number of toy pairs, at most ten million, or of synthetic ones, at most a thousand million."""
 
     @model_validator(mode="after")
     def _both_sides(self) -> Self:
         if (self.source_path is None) != (self.target_path is None):
             raise ValueError("source_path and target_path go together: give both or neither")
+        if self.toy is not None and self.pairs > MOST_TOY_PAIRS:
+            raise ValueError(f"pairs of the toy corpus must be at most {MOST_TOY_PAIRS:,}; got {self.pairs:,}")
         return self
 
     @classmethod
     def _origins(cls) -> dict[str, str]:
         sides = {"source_path": "source_path + target_path"}
-        return {"path": "path", **sides, "dataset": "dataset", "toy": "toy"}
+        return {"path": "path", **sides, "dataset": "dataset", "toy": "toy", "synthetic": "synthetic"}
 
     @property
     def place(self) -> str:
-        """Where the corpus is, in messages: its path, the dataset, or `toy:SPLIT`."""
+        """Where the corpus is, in messages: its path, the dataset, `toy:SPLIT` or `synthetic:SPLIT`."""
+        if self.synthetic is not None:
+            return f"synthetic:{self.synthetic}"
         return self.path or self.source_path or self.dataset or f"toy:{self.toy}"
+
+    @property
+    def short_name(self) -> str:
+        """As that of any corpus, or `synthetic-SPLIT`."""
+        return self.name or f"synthetic-{self.synthetic}" if self.synthetic else super().short_name
 
     def languages(self, default: Languages) -> Languages:
         """The (source, target) languages of this corpus, where `default` are those of the data section."""
@@ -214,6 +228,8 @@ def _reader(corpus: CorpusConfig, source_language: str, target_language: str) ->
         from bmscale.data.toy import toy_pairs
 
         return iter(toy_pairs(corpus.toy, corpus.pairs, corpus.seed))
+    if corpus.synthetic is not None:
+        return synthetic_pairs(corpus.synthetic, corpus.pairs, corpus.seed)
     keys = (corpus.source_key or source_language, corpus.target_key or target_language)
     if corpus.dataset is not None:
         return (_pair_of_row(row, keys, where) for where, row in dataset_rows(corpus))

@@ -36,6 +36,7 @@ from bmscale.data.manifest import (
 from bmscale.data.prepared_folder import finished, followed, hash_inputs, manifest_head, publish, temporary_sibling
 from bmscale.data.shards import PairShards, ShardWriter
 from bmscale.data.spool import chunks, loaded_tokenizer, sample
+from bmscale.data.synthetic import irreducible_loss_of
 from bmscale.data.text_data import DocumentDataConfig, LabelledDataConfig, build_texts, count_texts, texts_head
 from bmscale.data.tokenizer import UNK, Tokenizer, TokenizerConfig, language_tag, train_tokenizer
 from bmscale.data.workers import Progress, Workers, in_own_process
@@ -407,14 +408,16 @@ def _encode_split(
                 counts.add(chunk.counts)
                 progress.advance(chunk.counts.pairs + chunk.counts.dropped.counts.total())
             source, target = config.languages(part.corpus)
-            sources.append(
-                {
-                    "name": part.corpus.short_name,
-                    "source_language": source,
-                    "target_language": target,
-                    "pairs_read": part.read,
-                    "pairs_kept": counts.pairs - before,
-                }
-            )
+            about = {
+                "name": part.corpus.short_name,
+                "source_language": source,
+                "target_language": target,
+                "pairs_read": part.read,
+                "pairs_kept": counts.pairs - before,
+            }
+            if part.corpus.synthetic is not None and about["pairs_kept"] == part.read:
+                known = irreducible_loss_of(part.corpus.synthetic, part.read, part.corpus.seed)
+                about["irreducible_loss"] = known
+            sources.append(about)
     entry = {"pairs_read": sum(part.read for part in parts), **counts.report(), "sources": sources}
     return entry, counts

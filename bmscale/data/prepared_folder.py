@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import platform
@@ -23,6 +24,8 @@ from bmscale.errors import BadInput
 log = logging.getLogger("bmscale")
 
 Corpus = TypeVar("Corpus", bound=OriginConfig)
+
+GENERATED_ROWS = 10_000
 
 
 def manifest_head(kind: str, config: Config, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -49,13 +52,16 @@ def hash_inputs(
 ) -> dict[str, list[dict[str, Any]]]:
     """Size and SHA-256 of every file that is read, by part: train, valid, tokenizer.
 
-    `files` are those of a corpus; a toy corpus has none, its `rows` are hashed.
+    `files` are those of a corpus; a toy corpus has none, its `rows` are hashed, and of a generated one the first: what
+    follows is of the same code, and how many there are is in the configuration.
     """
     inputs: dict[str, list[dict[str, Any]]] = {split: [] for split in corpora}
     for split, members in corpora.items():
         for corpus in members:
             if corpus.toy is not None:
                 inputs[split].append(_hash_rows(describe(corpus), rows(corpus)))
+            if getattr(corpus, "synthetic", None) is not None:
+                inputs[split].append(_hash_rows(describe(corpus), itertools.islice(rows(corpus), GENERATED_ROWS)))
             if corpus.dataset is not None and not Path(corpus.dataset).is_dir():
                 entry = {"path": f"hub:{corpus.dataset}", "bytes": 0, "sha256": hub_identity(corpus)}
                 inputs[split].append(entry)

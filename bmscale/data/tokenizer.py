@@ -56,8 +56,9 @@ class TokenizerConfig(Config):
 
     path: LocalPath | None = None
     """A ready SentencePiece model with <s> 0, <pad> 1, </s> 2, <unk> 3; the keys below are then not used."""
-    type: Literal["unigram", "bpe"] = "unigram"
-    """unigram, or bpe with byte fallback (no unknown pieces: rare characters are spelt in bytes)."""
+    type: Literal["unigram", "bpe", "word"] = "unigram"
+    """unigram, bpe with byte fallback (no unknown pieces: rare characters are spelt in bytes), or word: a piece is what
+    stands between two spaces, for the synthetic corpus."""
     vocabulary_size: int = Field(default=8_000, ge=16, le=1_000_000)
     """Pieces of both languages together, the four special ones included."""
     character_coverage: float = Field(default=1.0, ge=0.98, le=1.0)
@@ -263,7 +264,11 @@ class Tokenizer:
 
     @property
     def is_unigram(self) -> bool:
-        """Whether the model is a unigram one, whose segmentations have probabilities; a BPE model's have not."""
+        """Whether the model is a unigram one, whose segmentations have probabilities; those of others have not."""
+        try:
+            self._processor.nbest_encode("", nbest_size=1)
+        except RuntimeError:  # a model of words or characters, which has one segmentation of a text
+            return False
         # A unigram model's scores are log-probabilities, a BPE model's are the ranks of merges: 0, -1, -2, …
         scores = self._scores[len(SPECIAL_PIECES) :]
         return not np.array_equal(scores, np.round(scores))

@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,8 +163,9 @@ class Save:
         """Whether this rank has nothing more to write."""
         return self._result is None or self._result.done()
 
-    def commit(self, keep: int) -> Saved:
+    def commit(self, keep: int, staying: Collection[int] = ()) -> Saved:
         """Make the written files a state, once every rank has written. Collective; waits for this rank's writer.
+        `keep` and `staying` are those of `retain`.
 
         Raises SaveFailed on every rank when one of them could not write, or rank 0 does not see what another wrote.
         """
@@ -176,7 +177,7 @@ class Save:
         reached("barrier")
         shares: list[_Written] = process_group.gather_objects(self._written)
         failed = next((f"rank {rank}: {share.error}" for rank, share in enumerate(shares) if share.error), None)
-        self._on_main(lambda: self._commit(shares, failed, keep))
+        self._on_main(lambda: self._commit(shares, failed, keep, staying))
         total = sum(record.bytes for share in shares for record in share.files.values())
         return Saved(self._final, total, self._stall + time.monotonic() - begun)
 
@@ -241,7 +242,7 @@ class Save:
         files[path.name] = record
         self._engine.moved()  # it may take long, and is no hang
 
-    def _commit(self, shares: list[_Written], failed: str | None, keep: int) -> None:
+    def _commit(self, shares: list[_Written], failed: str | None, keep: int, staying: Collection[int]) -> None:
         if failed:
             raise SaveFailed(failed)
         files = {name: record for share in shares for name, record in share.files.items()}
@@ -285,7 +286,7 @@ class Save:
         reached("retain")
         try:
             _delete(replaced)
-            retain(self._folder, keep, self._run)
+            retain(self._folder, keep, self._run, staying)
         except OSError as error:  # the state is there all the same
             log.warning("an older training state could not be removed: %s", error)
 
@@ -483,17 +484,19 @@ def _is_whole(state: Path) -> bool:
         return False
 
 
-def retain(folder: Path, keep: int, run: str | None = None) -> list[Path]:
+def retain(folder: Path, keep: int, run: str | None = None, staying: Collection[int] = ()) -> list[Path]:
     """Remove states that are older than the newest `keep` whole ones. Returns those that were removed.
 
     One that is not whole does not count, and goes only when enough whole ones are newer. One that is misplaced,
-    of another run than `run` or not to be read now neither counts nor goes.
+    of another run than `run` or not to be read now neither counts nor goes. Those of the steps `staying` never go.
     """
-    whole, removed = 0, []
+    whole, removed, stay = 0, [], {state_name(step) for step in staying}
     for state in reversed(list_states(folder)):
         if _stays(state, run):
             continue
         if whole >= keep:
+            if state.name in stay:
+                continue
             _remove(state)
             removed.append(state)
         elif whole >= 2 or _is_whole(state):  # of more than two it is enough that they are there
@@ -501,11 +504,11 @@ def retain(folder: Path, keep: int, run: str | None = None) -> list[Path]:
     return removed
 
 
-def prune(folder: Path, keep: int, run: str | None = None) -> list[Path]:
+def prune(folder: Path, keep: int, run: str | None = None, staying: Collection[int] = ()) -> list[Path]:
     """`retain`, and what damaged or removed states left behind as well. Raises BadInput for less than two."""
     if keep < 2:
         raise BadInput(f"--keep: must be at least 2, so that one state may be damaged; got {keep}")
-    removed = retain(folder, keep, run)
+    removed = retain(folder, keep, run, staying)
     for leftover in _named(folder, DAMAGED, DOOMED):
         try:
             _delete(leftover)

@@ -64,6 +64,7 @@ def identity(experiment: Experiment, data_hash: str, model: dict[str, Any]) -> d
         **{f"training.{key}": value for key, value in given.items()},
         **({"training.freeze": training.freeze} if training.freeze else {}),
         **({"init_from": experiment.init_from} if experiment.init_from else {}),
+        **({"branch_from": experiment.branch_from} if experiment.branch_from else {}),
     }
 
 
@@ -136,6 +137,12 @@ def differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> I
         old, new = was.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             yield from differences(old, new, f"{prefix}{key}.")
+        elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+            # One by one: a mapping of an earlier version lacks keys that are null by default.
+            was_items, now_items = (
+                {str(number): value for number, value in enumerate(values)} for values in (old, new)
+            )
+            yield from differences(was_items, now_items, f"{prefix}{key}.")
         elif old != new:
             yield f"{prefix}{key}", old, new
 

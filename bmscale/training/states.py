@@ -48,7 +48,10 @@ class States:
 
     def is_due(self, step: int) -> bool:
         """Whether a state is to be saved after this step."""
-        return step % self._training.save_every_steps == 0 or (self._retry_at is not None and step >= self._retry_at)
+        training = self._training
+        if step % training.save_every_steps == 0 or step in training.branch_steps:
+            return True
+        return self._retry_at is not None and step >= self._retry_at
 
     def postpone(self, step: int) -> None:
         """Have a state saved after this step instead."""
@@ -82,7 +85,7 @@ class States:
             return True
         save, self._pending = self._pending, None
         try:
-            saved = save.commit(self._training.keep_states)
+            saved = save.commit(self._training.keep_states, self._training.branch_steps)
         except SaveFailed as error:
             return self._failed(self._pending_step, error)
         self._failures, self._retry_at, self.saved_step = 0, None, self._pending_step

@@ -28,7 +28,7 @@ from bmscale.evaluation.validation import Validation
 from bmscale.experiment import Experiment, RunFolder
 from bmscale.model.config import TransformerConfig
 from bmscale.model.init import initial_value
-from bmscale.training import checkpoint, kept_models, lock, ranks, record
+from bmscale.training import branch, checkpoint, kept_models, lock, ranks, record
 from bmscale.training.ending import Ending
 from bmscale.training.inheritance import Inheritance
 from bmscale.training.label_data import LabelData
@@ -75,6 +75,8 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
         own = record.fingerprint(record.read(run).identity if resumes else identity)
         _check_that_ranks_agree(run, identity)
         state = _newest_state(run, own) if resumes else None
+        if state is None:
+            branch.check(experiment, identity)  # again: the other run may be at its states
         standing = checkpoint.read_manifest(state).standing if state else Standing()
         if standing.finished and (standing.data_step >= total_steps or _out_of_patience(experiment, standing)):
             log.info("%s: trained to its end already; nothing to do", run.path)
@@ -100,7 +102,7 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
             )
             loop = _Loop(experiment, engine, data, plan, config, total_steps, opened, signals, watchdog, own)
             loop.announce()
-            return loop.run_steps(loop.resume(state))
+            return loop.run_steps(loop.resume(state) if state else loop.begin())
 
 
 def planned(
@@ -128,6 +130,7 @@ def planned(
     check_frozen(model, training.freeze)
     identity = record.identity(experiment, data.manifest["data_hash"], _shape(config))
     record.check(run, identity, experiment, total_steps, new_schedule=new_schedule)
+    branch.check(experiment, identity, total_steps)
     return data, plan, total_steps, inherited, config, identity
 
 
@@ -352,17 +355,30 @@ class _Loop:
         with self.engine.evaluation() as model:
             return float(batch_loss(model, batch).nll) / max(1, batch.target_tokens)
 
-    def resume(self, state: Path | None) -> Standing:
-        """Load a training state, if there is one, and forget what was logged after it."""
-        standing = self.states.load(state) if state else Standing()
+    def begin(self) -> Standing:
+        """Where a new run stands: at step 0, or where it branches off from another one."""
+        if self.experiment.branch_from is None:
+            return self._forget_after(Standing())
+        state = Path(self.experiment.branch_from)
+        standing = branch.standing(self.states.load(state))
+        self.states.saved_step = -1  # it is the other run's
+        log.info("branched from %s: step %d of %d", state, standing.data_step, self.total_steps)
+        return self._forget_after(standing)
+
+    def resume(self, state: Path) -> Standing:
+        """Go on from a training state of this run."""
+        standing = self.states.load(state)
+        log.info("resumed from %s: step %d of %d", state, standing.data_step, self.total_steps)
+        return self._forget_after(standing)
+
+    def _forget_after(self, standing: Standing) -> Standing:
+        """Forget what was logged after the point that the run goes on from."""
         standing = standing.with_(trackers=self.trackers.identifiers(), finished=False)
         validated = standing.validated_step == standing.data_step
         self.metrics.resume(standing.data_step, validated=validated)
         self.samples.resume(standing.data_step, validated=validated)
         if self.engine.is_main:
             kept_models.forget_after(self.run, standing.data_step)
-        if state:
-            log.info("resumed from %s: step %d of %d", state, standing.data_step, self.total_steps)
         return standing
 
     def log_if_due(self, standing: Standing) -> Standing:
