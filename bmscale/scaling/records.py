@@ -55,10 +55,17 @@ class Records:
 
     @cached_property
     def outcomes(self) -> dict[str, Row]:
-        """Every row by its id, hold-outs included."""
+        """Every row by its id, hold-outs included; of a table on its own with its columns by our names."""
         if self.study is None:
-            rows = self.rows()
-            return dict(zip(row_ids(rows), rows, strict=True))
+            rows, table = self.rows(), self.table()
+            ids = row_ids(rows)
+            return {
+                ids[number - 1]: {
+                    **rows[number - 1],
+                    **{name: float(values[index]) for name, values in table.columns.items()},
+                }
+                for index, number in enumerate(table.rows)
+            }
         return {str(row["cell"]): row for kind in dict.fromkeys(TABLES.values()) for row in self.rows(kind)}
 
     def cells(self) -> dict[str, tuple[Trunk, Cell]]:

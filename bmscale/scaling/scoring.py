@@ -1,7 +1,7 @@
 """Forecasts against outcomes, and whether they were forecasts: what was frozen when, and what has changed since."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -30,6 +30,8 @@ class Scored:
     outcome: float | None = None
     started: str | None = None
     """When the cell's training began."""
+    columns: Mapping[str, float] = field(default_factory=dict)
+    """N, D, C and the rest, as they were forecast."""
     factor: float | None = None
     """FLOPs over those of the largest cell that was fitted."""
 
@@ -96,8 +98,9 @@ def _scored(records: Records, content: dict[str, Any], cell: dict[str, Any]) -> 
     outcome = None if row is None else float(row[target])
     started = records.started(name)
     ninety, ninety_five = ((float(low), float(high)) for low, high in (cell["interval_90"], cell["interval_95"]))
+    columns = {key: float(value) for key, value in cell.items() if isinstance(value, int | float) and key != target}
     frozen, factor = str(content["frozen"]), _factor(content, cell)
-    return Scored(name, float(cell[target]), ninety, ninety_five, frozen, outcome, started, factor)
+    return Scored(name, float(cell[target]), ninety, ninety_five, frozen, outcome, started, columns, factor)
 
 
 def _factor(content: dict[str, Any], cell: dict[str, Any]) -> float | None:

@@ -29,7 +29,7 @@ def predicted(found: Analysis, columns: Mapping[str, float]) -> Content:
     return result
 
 
-def _ratio(table: Table, encoder_decoder: bool) -> float:
+def ratio(table: Table, encoder_decoder: bool) -> float:
     """C of the table over 6 N D, in the middle of its largest budget: what its way of counting FLOPs comes to."""
     if not {"C", "D"} <= set(table.columns):
         return 1.0
@@ -40,14 +40,14 @@ def _ratio(table: Table, encoder_decoder: bool) -> float:
 
 def _powers(found: Analysis) -> tuple[PowerSum, float]:
     law = PowerSum.of(found.fit.law, found.fit.parameters)
-    return law, _ratio(found.fitted, law.encoder_share is not None)
+    return law, ratio(found.fitted, law.encoder_share is not None)
 
 
-def _columns_at(law: PowerSum, ratio: float, N: float, D: float) -> dict[str, float]:
+def columns_at(law: PowerSum, times: float, N: float, D: float) -> dict[str, float]:
     """What the law needs to be predicted from, encoder and decoder at their best shares, no token repeated."""
     share = law.encoder_share
     parts = {} if share is None else {"N_e": share * N, "N_d": (1 - share) * N}
-    return {"N": N, "D": D, "U": D, "C": 6 * N * D * ratio, **parts}
+    return {"N": N, "D": D, "U": D, "C": 6 * N * D * times, **parts}
 
 
 def _spread(boot: Bootstrap, of: Callable[[PowerSum], float | None]) -> list[float | None]:
@@ -66,14 +66,14 @@ def _spread(boot: Bootstrap, of: Callable[[PowerSum], float | None]) -> list[flo
 def at_budget(found: Analysis, budget: float) -> Content:
     """Compute-optimal N and D for a budget in the table's FLOPs, and the loss there. Raises BadInput for a law that
     has no optimum."""
-    law, ratio = _powers(found)
-    best = law.at_budget(budget / ratio)
+    law, times = _powers(found)
+    best = law.at_budget(budget / times)
     boot = found.bootstrap
-    result: Content = {"budget": budget, "C_over_6ND": ratio, "N": best.N, "D": best.D}
+    result: Content = {"budget": budget, "C_over_6ND": times, "N": best.N, "D": best.D}
     if boot is not None:
-        result["N_interval_95"] = _spread(boot, lambda one: _best(one, budget / ratio, "N"))
-        result["D_interval_95"] = _spread(boot, lambda one: _best(one, budget / ratio, "D"))
-        result |= predicted(found, _columns_at(law, ratio, best.N, best.D))
+        result["N_interval_95"] = _spread(boot, lambda one: _best(one, budget / times, "N"))
+        result["D_interval_95"] = _spread(boot, lambda one: _best(one, budget / times, "D"))
+        result |= predicted(found, columns_at(law, times, best.N, best.D))
     else:
         result["loss"] = best.loss
     if law.encoder_share is not None:
@@ -85,18 +85,18 @@ def for_loss(found: Analysis, loss: float, size: float | None) -> Content:
     """Tokens that reach a loss: at a size, or at the compute-optimal size. None is what no number of them reaches."""
     boot = found.bootstrap
     assert boot is not None
-    law, ratio = _powers(found)
+    law, times = _powers(found)
     result: Content = {"loss": loss, "at": "the compute-optimal size" if size is None else "a given size"}
     if size is None:
         best = law.for_loss(loss)
         result |= {"N": None, "D": None, "C": None, "limit": law.E**law.power}
         if best is not None:
-            result |= {"N": best.N, "D": best.D, "C": best.C * ratio}
-        for name, scale in (("N", 1.0), ("D", 1.0), ("C", ratio)):
+            result |= {"N": best.N, "D": best.D, "C": best.C * times}
+        for name, scale in (("N", 1.0), ("D", 1.0), ("C", times)):
             result[f"{name}_interval_95"] = _spread(boot, lambda one, n=name, s=scale: _of(one, loss, n, s))
     else:
         tokens = law.tokens(loss, size)
-        result |= {"N": size, "D": tokens, "C": None if tokens is None else 6 * size * tokens * ratio}
+        result |= {"N": size, "D": tokens, "C": None if tokens is None else 6 * size * tokens * times}
         result["limit"] = law.loss(size, float("inf"))
         result["D_interval_95"] = _spread(boot, lambda one: one.tokens(loss, size))
     return result
