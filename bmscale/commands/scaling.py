@@ -130,7 +130,7 @@ def _fit(options: argparse.Namespace) -> int:
 def _add_forecast(actions: Commands) -> None:
     text = "freeze predictions into a dated, hashed file before the cells are trained"
     parser = add(actions, "forecast", text, _forecast)
-    parser.add_argument("study", metavar="STUDY|TABLE", help="a study's YAML, name or folder; or CSV, TSV, JSONL of runs")
+    parser.add_argument("study", metavar="STUDY|TABLE", help="a study's YAML, name or folder, or a table")
     parser.add_argument(
         "--cells",
         nargs="+",
@@ -174,7 +174,7 @@ def _forecast(options: argparse.Namespace) -> int:
 def _add_report(actions: Commands) -> None:
     text = "report.html of a study: law, allocation, forecast against outcome, in pictures that are written as SVG too"
     parser = add(actions, "report", text, _report)
-    parser.add_argument("study", metavar="STUDY|TABLE", help="a study's YAML, name or folder; or CSV, TSV, JSONL of runs")
+    parser.add_argument("study", metavar="STUDY|TABLE", help="a study's YAML, name or folder, or a table")
     parser.add_argument("--law", default="auto", metavar="LAW", help="as in fit (default: auto, by the back-test)")
     _add_table_options(parser)
     parser.add_argument(

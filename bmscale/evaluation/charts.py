@@ -95,9 +95,7 @@ def settings(title: str) -> dict[Any, Any]:
 def to_svg(figure: "Figure") -> str:
     """Matplotlib's SVG file, without a date, in the colours above."""
     file = StringIO()
-    figure.savefig(
-        file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    )
+    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     return file.getvalue()
 
 

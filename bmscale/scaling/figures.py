@@ -15,8 +15,8 @@ from bmscale.evaluation.charts import GRID, INK, SERIES, for_the_page, settings,
 from bmscale.scaling.analysis import Analysis
 from bmscale.scaling.approaches import parabola
 from bmscale.scaling.backtest import scale_of
-from bmscale.scaling.checks import budgets
 from bmscale.scaling.charts import MARKERS, MOST_BUDGETS, UNITS
+from bmscale.scaling.checks import budgets
 from bmscale.scaling.intervals import predict
 from bmscale.scaling.law import Array
 from bmscale.scaling.power_sum import PowerSum
@@ -75,7 +75,7 @@ def figures(found: Analysis, scored: Sequence[Scored]) -> list[Figure]:
     made = [
         figure(
             "loss",
-            f"{law.target} against {UNITS.get(scale, scale)}",
+            f"{law.target.capitalize()} against {UNITS.get(scale, scale)}",
             "A mark is a run, a thin line one size. Thick: the law at the best N and D, with its 90 % prediction "
             "interval; filled: cells that were forecast."
             if _splits(found)
@@ -104,7 +104,10 @@ def figures(found: Analysis, scored: Sequence[Scored]) -> list[Figure]:
     )
     if scored:
         height = max(1.6, 0.9 + 0.42 * len(scored))
-        made.insert(0, figure("forecast", "Forecast and outcome", FORECAST_CAPTION, lambda a: _forecasts(a, scored), (8.0, height)))  # fmt: skip
+        title = "Forecast and outcome"
+        made.insert(
+            0, figure("forecast", title, FORECAST_CAPTION, lambda axes: _forecasts(axes, scored), (6.4, height))
+        )
     if _split_shares(table) is not None:
         made.append(
             figure(
@@ -119,7 +122,7 @@ def figures(found: Analysis, scored: Sequence[Scored]) -> list[Figure]:
 
 FORECAST_CAPTION = (
     "Outcome over forecast. Bars: the frozen 90 % interval, thin to 95 %. A filled mark is an outcome inside the 90 % "
-    "interval, a cross one outside; hollow marks were trained before the forecast and are none."
+    "interval, a cross one outside; a hollow one is no forecast: the cell was trained before, or the file was changed."
 )
 
 
@@ -155,7 +158,7 @@ def _loss(axes: "Axes", found: Analysis, held: Sequence[Scored]) -> None:
         _frontier(axes, found, x)
     elif found.fit.law.needs == (scale,):
         axes.plot(x, found.fit.predict({scale: x}), color=_LAW, linewidth=1.8, label=found.fit.law.name)
-    _log(axes, "x")
+    _log(axes, "x", _power if scale == "C" else _short)
     _log(axes, "y")
     axes.set_xlabel(UNITS.get(scale, scale))
     axes.set_ylabel(target)
@@ -184,7 +187,7 @@ def _parabolas(axes: "Axes", table: Table) -> None:
     for mark, rows in zip(MARKERS, _isoflops(table), strict=False):
         order = rows[np.argsort(table["N"][rows], kind="stable")]
         n, loss = table["N"][order], table["loss"][order]
-        label = f"{_short(float(np.exp(np.log(table['C'][order]).mean())))} FLOPs"
+        label = f"{_power(float(np.exp(np.log(table['C'][order]).mean())))} FLOPs"
         axes.plot(n, loss, mark, color=INK, markersize=4, markerfacecolor="none", label=label)
         dense = np.linspace(np.log(n[0]), np.log(n[-1]), _POINTS)
         middle = np.log(n).mean()
@@ -213,7 +216,7 @@ def _residuals(axes: "Axes", found: Analysis, held: Sequence[Scored]) -> None:
         axes.plot(*zip(*errors, strict=True), "D", color=INK, markersize=6, label="forecast cells")
         axes.legend(frameon=False, fontsize=7.5)
     axes.axhline(0, color=_LAW, linewidth=1.2)
-    _log(axes, "x")
+    _log(axes, "x", _power if scale == "C" else _short)
     axes.set_xlabel(UNITS.get(scale, scale))
     axes.set_ylabel("outcome over law, %" if log else "outcome less law, hundredths")
 
@@ -270,15 +273,20 @@ def _split(axes: "Axes", found: Analysis) -> None:
 
 def _short(value: float) -> str:
     """12.3k, 4.1M, 3e18."""
-    if value >= 1e12:
-        return f"{value:.2g}".replace("e+", "e")
+    if value >= 9.995e11:
+        return _power(value)
     for unit, factor in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= factor:
             return f"{value / factor:.3g}{unit}"
     return f"{value:.3g}"
 
 
-def _log(axes: "Axes", which: str) -> None:
+def _power(value: float) -> str:
+    """3e18."""
+    return f"{value:.2e}".replace("e+", "e").replace(".00", "").replace("0e", "e")
+
+
+def _log(axes: "Axes", which: str, say: Callable[[float], str] = _short) -> None:
     """A logarithmic axis, whose ticks are plain numbers where it spans less than a decade or two."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -287,8 +295,11 @@ def _log(axes: "Axes", which: str) -> None:
     low, high = getattr(axes, f"get_{which}lim")()
     if high / low < 20:
         axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: say(value)))
         axis.set_minor_locator(LogLocator(subs=(1.0,), numticks=2))
+    elif high / low < 1000:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=10))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: say(value)))
     else:
         axis.set_major_locator(LogLocator(numticks=7))
     axis.set_minor_formatter(NullFormatter())

@@ -94,7 +94,7 @@ def read(path: Path) -> tuple[Content, bool]:
     """(content, whether its hash is that of its content). Raises BadInput for a file that is no forecast."""
     values = _read(path)
     if not isinstance(values.get("cells"), list) or "sha256" not in values or "frozen" not in values:
-        raise BadInput(f"{path}: must be a forecast as `bmscale scaling forecast` writes it: it has no cells or no hash")
+        raise BadInput(f"{path}: must be a forecast of `bmscale scaling forecast`: it has no cells or no hash")
     if values.get("format") != FORMAT:
         raise BadInput(f"{path}: must be of format {FORMAT}; got {values.get('format')}; another version wrote it")
     return values, digest({key: value for key, value in values.items() if key != "sha256"}) == values["sha256"]
@@ -190,8 +190,8 @@ def to_text(content: Content) -> str:
     """What the command prints of a forecast."""
     fit, table = content["fit"], content["table"]
     lines = [
-        f"{content['name']}: law {fit['law']}, {fit['chosen']}, on {len(table['fitted'])} of {len(table['rows'])} rows; "
-        f"frozen {content['frozen']}"
+        f"{content['name']}: law {fit['law']}, {fit['chosen']}, on {len(table['fitted'])} of "
+        f"{len(table['rows'])} rows; frozen {content['frozen']}"
     ]
     lines += [f"warning: {text}" for text in content["warnings"]]
     for cell in content["cells"]:

@@ -86,7 +86,9 @@ class Records:
         return None if time is None else str(time)
 
 
-def open_records(given: str, folder: str | None = None, columns: Sequence[str] = (), drop: Sequence[str] = ()) -> Records:
+def open_records(
+    given: str, folder: str | None = None, columns: Sequence[str] = (), drop: Sequence[str] = ()
+) -> Records:
     """Of a study's YAML file, its name, its folder, or a table's file. Raises BadInput for anything else."""
     path = Path(given)
     if path.is_dir():

@@ -67,6 +67,7 @@ def write_report(
         "notes": _notes(frozen, found),
         "pictures": {picture.name: picture for picture in pictures},
         "allocations": _allocations(table, found),
+        "fixed": ["a"] if found is not None and len(found.fit.law.shapes) == 1 else [],
         "budgets": _budgets(table, found),
         "irreducible": _irreducible(records, found),
         "saved": _saved(records),
@@ -236,7 +237,9 @@ def _irreducible(records: Records, found: Analysis | None) -> dict[str, Any] | N
 def _saved(records: Records) -> dict[str, float] | None:
     """FLOP of the trunks with their branches, and of the same cells each from scratch."""
     rows = [*records.rows(), *(records.rows("holdouts") if records.study is not None else [])]
-    if not rows or any(row.get(key) is None for row in rows for key in ("size", "seed", "steps", "cooldown_steps", "C")):
+    if not rows or any(
+        row.get(key) is None for row in rows for key in ("size", "seed", "steps", "cooldown_steps", "C")
+    ):
         return None
     made, scratch = 0.0, sum(float(row["C"]) for row in rows)
     for trunk in {(row["size"], row["seed"]) for row in rows}:

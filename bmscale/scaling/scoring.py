@@ -9,10 +9,11 @@ from typing import Any
 
 from bmscale.errors import BadInput
 from bmscale.scaling import forecast
-from bmscale.scaling.records import Records, row_hashes
 from bmscale.scaling.reading import open_table
+from bmscale.scaling.records import Records, row_hashes
 
 FORECAST, LATE, UNTIMED, OPEN = "forecast", "not a forecast", "time not known", "not trained yet"
+CHANGED = "file was changed"
 MOST_NAMED = 5
 OTHER = 0.01
 """N or D of an outcome further than this share from what was forecast is another cell."""
@@ -32,12 +33,16 @@ class Scored:
     """When the cell's training began."""
     columns: Mapping[str, float] = field(default_factory=dict)
     """N, D, C and the rest, as they were forecast."""
+    whole: bool = True
+    """Whether the file is as it was frozen."""
     factor: float | None = None
     """FLOPs over those of the largest cell that was fitted."""
 
     @property
     def status(self) -> str:
         """Whether it was a forecast: frozen before the cell's training began."""
+        if not self.whole:
+            return CHANGED
         if self.outcome is None:
             return OPEN
         if self.started is None:
@@ -81,7 +86,7 @@ def score(records: Records, paths: Sequence[Path] = ()) -> list[Frozen]:
     for path in list(paths) or forecast.files(records):
         try:
             content, whole = forecast.read(path)
-            cells = tuple(_scored(records, content, cell) for cell in content["cells"])
+            cells = tuple(_scored(records, content, cell, whole) for cell in content["cells"])
         except (BadInput, KeyError, TypeError, ValueError) as error:
             found.append(Frozen(path, {}, (), (f"{path.name} cannot be read as a forecast: {error}",)))
             continue
@@ -92,7 +97,7 @@ def score(records: Records, paths: Sequence[Path] = ()) -> list[Frozen]:
     return found
 
 
-def _scored(records: Records, content: dict[str, Any], cell: dict[str, Any]) -> Scored:
+def _scored(records: Records, content: dict[str, Any], cell: dict[str, Any], whole: bool) -> Scored:
     name, target = str(cell["cell"]), "bleu" if "bleu" in cell else "loss"
     row = records.outcomes.get(name)
     outcome = None if row is None else float(row[target])
@@ -100,7 +105,7 @@ def _scored(records: Records, content: dict[str, Any], cell: dict[str, Any]) -> 
     ninety, ninety_five = ((float(low), float(high)) for low, high in (cell["interval_90"], cell["interval_95"]))
     columns = {key: float(value) for key, value in cell.items() if isinstance(value, int | float) and key != target}
     frozen, factor = str(content["frozen"]), _factor(content, cell)
-    return Scored(name, float(cell[target]), ninety, ninety_five, frozen, outcome, started, columns, factor)
+    return Scored(name, float(cell[target]), ninety, ninety_five, frozen, outcome, started, columns, whole, factor)
 
 
 def _factor(content: dict[str, Any], cell: dict[str, Any]) -> float | None:
