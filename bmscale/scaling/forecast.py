@@ -72,7 +72,15 @@ def _path(records: Records, number: int) -> Path:
 def files(records: Records) -> list[Path]:
     """The forecasts in the folder, by the time that they say, then by name."""
     found = [path for path in records.folder.glob(f"{records.stem}*.json") if path.is_file()]
-    return sorted(found, key=lambda path: (str(_read(path).get("frozen")), len(path.name), path.name))
+    return sorted(found, key=lambda path: (_time_said(path), len(path.name), path.name))
+
+
+def _time_said(path: Path) -> str:
+    """A damaged file comes first: whoever reads it says so."""
+    try:
+        return str(_read(path).get("frozen", ""))
+    except BadInput:
+        return ""
 
 
 def newest(records: Records) -> Path | None:
