@@ -32,7 +32,7 @@ def held_out(records: Records, table: Table, names: Sequence[str]) -> dict[str, 
             found[label] = columns
             if label in records.outcomes:
                 raise BadInput(f"{label}: is in {records.file} already: it can no longer be forecast")
-        _check_not_there(table, name, found)
+        _check_not_there(table, *list(found.items())[-1])
     return found
 
 
@@ -81,9 +81,8 @@ def _check_untrained(records: Records, name: str) -> None:
             )
 
 
-def _check_not_there(table: Table, name: str, found: dict[str, dict[str, float]]) -> None:
+def _check_not_there(table: Table, name: str, columns: dict[str, float]) -> None:
     """Raises BadInput where a row has the same N and D, by whatever name."""
-    columns = list(found.values())[-1]
     shared = [key for key in ("N", "N_e", "N_d", "D") if key in columns and key in table.columns]
     near = np.ones(len(table), dtype=bool)
     for key in shared:

@@ -1,6 +1,7 @@
 """What a fit says of a cell, of a budget and of a loss, with intervals: the entries of a forecast."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ def for_loss(found: Analysis, loss: float, size: float | None) -> Content:
         if best is not None:
             result |= {"N": best.N, "D": best.D, "C": best.C * times}
         for name, scale in (("N", 1.0), ("D", 1.0), ("C", times)):
-            result[f"{name}_interval_95"] = _spread(boot, lambda one, n=name, s=scale: _of(one, loss, n, s))
+            result[f"{name}_interval_95"] = _spread(boot, partial(_of, loss=loss, name=name, scale=scale))
     else:
         tokens = law.tokens(loss, size)
         result |= {"N": size, "D": tokens, "C": None if tokens is None else 6 * size * tokens * times}

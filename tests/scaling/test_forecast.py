@@ -30,12 +30,12 @@ sizes:
   - {width: 16, layers: 1}
   - {width: 32, layers: 1}
   - {width: 64, layers: 1}
-tokens: [1.0e5, 2.0e5, 4.0e5, 8.0e5]
-holdouts: [{size: w64-l1, budget: 8.0e6}]
+flops: [1.0e10, 3.0e10, 1.0e11, 3.0e11]
+holdouts: [{size: w64-l1, budget: 3.0e12}]
 learning_rate: 1.0e-2
 """
 LAW = {"E": 0.44, "A": 25.0, "B": 60.0, "alpha": 0.33, "beta": 0.3}
-CELL = "w64-l1-8e6-s0"
+CELL = "w64-l1-3e12-s0"
 LATER = (datetime.now(UTC) + timedelta(days=1)).isoformat(timespec="seconds")
 EARLIER = "2020-01-01T00:00:00+00:00"
 
@@ -47,7 +47,8 @@ def rows_of(folder: Path, *, holdouts: bool, started: str | None) -> list[dict]:
     generator, rows = np.random.default_rng(0), []
     for trunk in study.trunks:
         for cell in trunk.cells:
-            columns = columns_of(study, trunk, cell)
+            counted = columns_of(study, trunk, cell)
+            columns = {name: counted[name] for name in "NDC"}
             loss = CHINCHILLA.predict(LAW, {name: np.array([columns[name]]) for name in "ND"})[0]
             row = {
                 "cell": cell.name, "kind": cell.kind, "size": cell.size, "seed": cell.seed, "budget": cell.budget,
@@ -192,12 +193,12 @@ def test_rows_that_changed_since_are_named(study):
 
 def test_a_table_that_grew_is_a_remark(study):
     rows = rows_of(study, holdouts=False, started=EARLIER)
-    more = {**rows[0], "cell": "w8-l1-1e5-s9", "seed": 9}
+    more = {**rows[0], "cell": "w8-l1-1e10-s9", "seed": 9}
     write(study / "table.jsonl", [{**row, "seconds": 1.0} for row in rows])
     assert score(open_records(str(study)))[0].remarks == ("the table's file is another one, its rows are the same",)
     write(study / "table.jsonl", [*rows, more])
     (one,) = score(open_records(str(study)))
-    assert (one.notes, one.remarks) == ((), ("the table has 1 rows more than then: w8-l1-1e5-s9",))
+    assert (one.notes, one.remarks) == ((), ("the table has 1 rows more than then: w8-l1-1e10-s9",))
 
 
 def test_another_cell_under_the_same_name_is_noticed(study):
@@ -208,14 +209,15 @@ def test_another_cell_under_the_same_name_is_noticed(study):
 
 def test_cells_that_are_trained_or_begun_are_refused(study):
     records = open_records(str(study))
-    with pytest.raises(BadInput, match=r"w8-l1-1e5-s0: is trained, with loss"):
-        quick(records, Asked(("w8-l1-1e5-s0",)))
+    with pytest.raises(BadInput, match=r"w8-l1-1e10-s0: is trained, with loss"):
+        quick(records, Asked(("w8-l1-1e10-s0",)))
     trunk = study / "runs" / "w64-l1-s0-trunk"
     trunk.mkdir(parents=True)
-    (trunk / "metrics.jsonl").write_text('{"step": 650, "loss": 2.0}\n')
-    with pytest.raises(BadInput, match=r"its trunk w64-l1-s0-trunk is at step 650, beyond"):
+    last = max(cell.branch_step for _, cell in records.cells().values() if cell.size == "w64-l1" and cell.budget < 1e12)
+    (trunk / "metrics.jsonl").write_text(f'{{"step": {last + 1}, "loss": 2.0}}\n')
+    with pytest.raises(BadInput, match=rf"its trunk w64-l1-s0-trunk is at step {last + 1}, beyond"):
         quick(records, Asked())
-    (trunk / "metrics.jsonl").write_text('{"step": 640, "loss": 2.0}\n')
+    (trunk / "metrics.jsonl").write_text(f'{{"step": {last}, "loss": 2.0}}\n')
     assert quick(records, Asked())["cells"][0]["cell"] == CELL
     (study / "runs" / CELL).mkdir()
     with pytest.raises(BadInput, match=r"its run has begun"):
