@@ -110,6 +110,7 @@ def test_a_forecast_made_in_time_is_scored(study):
     assert (one.notes, one.remarks) == ((), ())
     assert (cell.cell, cell.status, cell.outcome, cell.started) == (CELL, FORECAST, outcome, LATER)
     assert cell.error == pytest.approx(outcome / one.content["cells"][0]["loss"] - 1)
+    assert cell.error is not None
     assert abs(cell.error) < 0.03
     assert cell.factor == pytest.approx(10, rel=0.01)
     assert cell.interval_95[0] < cell.interval_90[0] < cell.predicted < cell.interval_90[1] < cell.interval_95[1]
