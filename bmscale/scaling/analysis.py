@@ -101,7 +101,7 @@ def analyse(
     if law == AUTO and tested is not None:
         chosen, window = find_law(tested.chosen.law), tested.chosen.window
         if tested.held_out < FEW_HELD_OUT:
-            warnings.append(f"the law was chosen by {tested.held_out} rows held out: little to go by")
+            warnings.append(f"rows held out to choose the law by: {tested.held_out}, which is little to go by")
     else:
         chosen, window = find_law(law), 1.0
     fitted = backtest.window(table, window)
@@ -253,7 +253,7 @@ def _backtest_text(tested: BackTest | None) -> list[str]:
         return []
     lines = [
         "",
-        f"back-test: {tested.held_out} rows held out, {tested.factor:.3g} times the largest {tested.scale} fitted",
+        f"back-test: rows held out: {tested.held_out}, to {tested.factor:.3g} times the largest {tested.scale} fitted",
         f"  {'law':22}{'window':>7}{'rows':>6}{'error':>9}   at the best run",
     ]
     for one in tested.candidates:

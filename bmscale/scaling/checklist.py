@@ -125,7 +125,7 @@ def _of_fit(fit: Fit, bootstrap: Bootstrap | None, backtest: BackTest | None, wi
     chosen = None if backtest is None else backtest.of(fit.law.name, window)
     if backtest is not None and chosen is not None and chosen.error is not None:
         found["error at runs held out"] = (
-            f"{100 * chosen.error:.2f} % (root mean square of {backtest.held_out} rows, {backtest.factor:.3g} times "
-            f"beyond the largest {backtest.scale} fitted)"
+            f"{100 * chosen.error:.2f} % (root mean square, rows held out: {backtest.held_out}, {backtest.factor:.3g} "
+            f"times beyond the largest {backtest.scale} fitted)"
         )
     return found

@@ -24,7 +24,13 @@ def test_it_says_all(analysis):
     text = to_text(analysis)
     assert "law chinchilla: L = E + A/N^alpha + B/D^beta" in text
     assert "3 of 3 random starts end at the same objective" in text
-    for word in ("approach 2, parabola: a", "approach 2, akima: a", "approach 3: a", "back-test: 7 rows", "checklist"):
+    for word in (
+        "approach 2, parabola: a",
+        "approach 2, akima: a",
+        "approach 3: a",
+        "rows held out: 7",
+        "checklist",
+    ):
         assert word in text
     low, high = analysis.parameter_intervals["alpha"]
     assert low < TRUTH["alpha"] < high

@@ -100,7 +100,7 @@ def coverage(simulations: int, draws: int, noise: float = 0.003) -> tuple[np.nda
 def test_coverage(pytestconfig):
     """35 runs at 0.3 % noise forecast 10 times beyond: 95 % intervals hold 92–98 % of the outcomes."""
     full = pytestconfig.getoption("--full")
-    inside, parameters, rms = coverage(*((1000, 200) if full else (100, 30)))
+    inside, parameters, rms = coverage(*((1000, 100) if full else (100, 30)))
     print(f"\noutcomes inside {inside}, mean {inside.mean():.4f}; parameters {parameters}; error {100 * rms:.3f} %")
     low, high = (0.92, 0.98) if full else (0.90, 0.995)
     assert low <= inside.mean() <= high
