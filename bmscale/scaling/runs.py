@@ -48,10 +48,12 @@ def run_study(study: Study, only: str | None = None, number: int | None = None, 
     prepare(study.plain.data)
     _write_config(study)
     progress = Progress(study, chosen)
-    with _signals_passed_on() as child:
-        for trunk, cells in chosen:
-            _run_trunk(study, trunk, cells, progress, child)
-    count = write_tables(study)
+    try:
+        with _signals_passed_on() as child:
+            for trunk, cells in chosen:
+                _run_trunk(study, trunk, cells, progress, child)
+    finally:  # what was done before a study is ended counts
+        count = write_tables(study)
     undone = [cell.name for _, cells in chosen for cell in cells if not is_done(study, cell)]
     log.info("%s: %d cells; %d of those asked for are not done", study.table, count, len(undone))
     return not undone
@@ -83,24 +85,31 @@ def _run_trunk(study: Study, trunk: Trunk, cells: list[Cell], progress: "Progres
     left = [cell for cell in cells if not is_done(study, cell)]
     for cell in cells:
         if cell not in left:
-            progress.skip(cell)
-            _check_same(study.cell_experiment(trunk, cell), study)
-    branches = [cell for cell in left if cell.kind != "from_scratch"]
-    states = study.run_folder(trunk.name).states
-    if any(not (states / checkpoint.state_name(cell.branch_step)).is_dir() for cell in branches):
-        experiment = study.trunk_experiment(trunk, [*branches, *_of_old(study, trunk)])
-        if not progress.run(trunk.name, trunk.flops_per_step, experiment, study, child):
-            log.warning("%s: did not come to its end, so its %d branches wait", trunk.name, len(branches))
-            left = [cell for cell in left if cell.kind == "from_scratch"]
+            progress.skip(cell.name)
+            _check_same(study.cell_experiment(trunk, cell))
+
+    def has_beginning(cell: Cell) -> bool:
+        state = study.run_folder(trunk.name).states / checkpoint.state_name(cell.branch_step)
+        return cell.kind == "from_scratch" or state.is_dir()
+
+    if all(map(has_beginning, left)):
+        progress.skip(trunk.name)
+    else:
+        # Never shorter than it was, and ready for all branches that are passed on the way.
+        done = [cell.branch_step for cell in trunk.branches if cell not in left and is_done(study, cell)]
+        experiment = study.trunk_experiment(trunk, max([*done, *(cell.branch_step for cell in left)]))
+        progress.run(trunk.name, trunk.flops_per_step, experiment, study, child)
     for cell in left:
-        progress.run(cell.name, trunk.flops_per_step, study.cell_experiment(trunk, cell), study, child)
-        write_tables(study)
+        if has_beginning(cell):
+            progress.run(cell.name, trunk.flops_per_step, study.cell_experiment(trunk, cell), study, child)
+            write_tables(study)
+        else:
+            log.warning(
+                "%s: cannot begin: %s has no state of step %d. It did not come so far, or went past it before the cell "
+                "was in the study: then put the cell into from_scratch, or choose another --folder",
+                *(cell.name, trunk.name, cell.branch_step),
+            )
     _prune(study, trunk)
-
-
-def _of_old(study: Study, trunk: Trunk) -> list[Cell]:
-    """Cells that are done: a trunk that is resumed for further ones is never shorter than it was."""
-    return [cell for cell in trunk.branches if is_done(study, cell)]
 
 
 def _prune(study: Study, trunk: Trunk) -> None:
@@ -212,7 +221,7 @@ def _write_yaml(path: Path, values: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def _check_same(experiment: Experiment, study: Study) -> None:
+def _check_same(experiment: Experiment) -> None:
     """Raises BadInput where the run was made of another experiment, naming the keys."""
     run = experiment.run_folder
     if not run.record.is_file():
@@ -248,14 +257,13 @@ class Progress:
         self._of, self._done = len(self._left), 0
         self._flops = self._seconds = 0.0
 
-    def skip(self, cell: Cell) -> None:
-        """The cell was done before."""
-        self._left.pop(cell.name, None)
-        self._done += 1
+    def skip(self, name: str) -> None:
+        """The run was done before."""
+        self._done += self._left.pop(name, None) is not None
 
     def run(self, name: str, flops_per_step: float, experiment: Experiment, study: Study, child: _Child) -> bool:
         """Train one experiment, and say what became of it. Returns whether it is done."""
-        _check_same(experiment, study)
+        _check_same(experiment)
         path = study.folder / "experiments" / f"{name}.yaml"
         _write_yaml(path, experiment.model_dump(exclude_unset=True))
         output = study.folder / "output" / f"{name}.txt"

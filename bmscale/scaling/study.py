@@ -162,20 +162,9 @@ class Trunk:
         return f"{self.size}-s{self.seed}-trunk"
 
     @property
-    def steps(self) -> int:
-        """To the last branch."""
-        return max((cell.branch_step for cell in self.branches), default=0)
-
-    @property
     def branches(self) -> list[Cell]:
         """The cells that begin with a state of this run."""
         return [cell for cell in self.cells if cell.kind != "from_scratch"]
-
-    @property
-    def steps_of_all(self) -> int:
-        """Steps that are trained, the trunk's and each cell's own."""
-        own = sum(cell.steps - (0 if cell.kind == "from_scratch" else cell.branch_step) for cell in self.cells)
-        return self.steps + own
 
 
 class Study:
@@ -296,10 +285,10 @@ class Study:
 
     # -- experiments -------------------------------------------------------------------------------------------------
 
-    def trunk_experiment(self, trunk: Trunk, cells: list[Cell]) -> Experiment:
-        """The trunk of these cells."""
-        steps = sorted({cell.branch_step for cell in cells})
-        training = {"max_steps": steps[-1], "branch_steps": steps, "schedule": {"type": "constant"}}
+    def trunk_experiment(self, trunk: Trunk, steps: int) -> Experiment:
+        """The trunk to the branch after `steps`, with the states of all branches before."""
+        branches = sorted({cell.branch_step for cell in trunk.branches if cell.branch_step <= steps})
+        training = {"max_steps": steps, "branch_steps": branches, "schedule": {"type": "constant"}}
         return self._run(trunk, trunk.name, training)
 
     def cell_experiment(self, trunk: Trunk, cell: Cell) -> Experiment:

@@ -71,9 +71,9 @@ def test_what_texts_show_has_that_entropy():
             kind = kinds[targets[at - 1]] if at else 0
             counts[word, None, targets[at]] += 1
             counts[word, kind, targets[at + 2]] += 1
-    contexts: dict[tuple[str, int | None], Counter[str]] = {}
-    for (word, kind, syllable), count in counts.items():
-        contexts.setdefault((word, kind), Counter())[syllable] += count
+    contexts: dict[tuple[object, ...], Counter[str]] = {}
+    for (*context, syllable), count in counts.items():
+        contexts.setdefault(tuple(context), Counter())[syllable] += count
     frequent = [found for found in contexts.values() if found.total() > 2000]
     assert len(frequent) > 20
     total = sum(found.total() for found in frequent)

@@ -46,7 +46,7 @@ def test_shipped_studies_are_studies(name):
     lines = list(describe(study, choose(study, None, None, holdouts=True)))
     assert sum(len(trunk.cells) for trunk in study.trunks) == sum(line.startswith("   ") for line in lines)
     for trunk in study.trunks:
-        assert study.trunk_experiment(trunk, trunk.branches).training.precision == "fp32"
+        assert study.trunk_experiment(trunk, trunk.branches[-1].branch_step).training.precision == "fp32"
 
 
 def test_a_cell_is_a_branch_of_the_trunk_of_its_size_and_seed(tmp_path):
@@ -60,12 +60,13 @@ def test_a_cell_is_a_branch_of_the_trunk_of_its_size_and_seed(tmp_path):
     assert study.tokens_per_step == pytest.approx(1000 - 14.5 / 2, abs=0.1)  # a step takes whole pairs
     assert (short.steps, long.steps) == (20, 81)
     assert {t.warmup_steps for t in study.trunks} == {2}  # a tenth of the shortest, for other seeds too
-    base, cell = study.trunk_experiment(trunk, trunk.cells), study.cell_experiment(trunk, long)
+    base, cell = study.trunk_experiment(trunk, 65), study.cell_experiment(trunk, long)
+    assert study.trunk_experiment(trunk, 16).training.branch_steps == [16]
     assert base.training.max_steps == long.branch_step == 81 - 16
     assert base.training.branch_steps == [16, 65]
     assert cell.branch_from == str(base.run_folder.states / "step-00000065")
     assert (cell.training.max_steps, cell.training.optimizer.learning_rate) == (81, 5e-3)
-    assert study.trunk_experiment(study.trunks[0], trunk.cells).training.optimizer.learning_rate == 1e-2
+    assert study.trunk_experiment(study.trunks[0], 65).training.optimizer.learning_rate == 1e-2
     rates = [rate_factor(step, cell.training.schedule, 81) for step in range(81)]
     assert rates[: long.branch_step] == [rate_factor(step, base.training.schedule, 65) for step in range(65)]
     assert rates[long.branch_step] == 1.0
@@ -150,6 +151,17 @@ def test_mistakes_are_named(tmp_path, lines, said):
     (tmp_path / "mine.yaml").write_text(text + "\n".join(lines), encoding="utf-8")
     with pytest.raises(BadInput, match=re.escape(said)):
         _ = read_study(str(tmp_path / "mine.yaml"), []).trunks
+
+
+def test_the_example_of_the_readme_is_a_study(tmp_path):
+    readme = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+    for name, text in re.findall(r"```yaml\n# (\w+)\.yaml\n(.*?)```", readme, re.DOTALL):
+        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+    study = read_study(str(tmp_path / "study.yaml"), [], str(tmp_path / "out"))
+    assert [study.shape(size).num_encoder_layers for size in study.sizes] == [2, 4, 4]
+    assert study.plain.data.train[0].path == "corpus/train.tsv.xz"
+    with pytest.raises(BadInput, match=r"must be prepared before budgets can be counted"):
+        _ = study.trunks
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
