@@ -283,17 +283,17 @@ def _short(value: float) -> str:
 
 def _power(value: float) -> str:
     """3e18."""
-    return f"{value:.2e}".replace("e+", "e").replace(".00", "").replace("0e", "e")
+    return f"{value:.1e}".replace("e+", "e").replace(".0e", "e")
 
 
 def _log(axes: "Axes", which: str, say: Callable[[float], str] = _short) -> None:
-    """A logarithmic axis, whose ticks are plain numbers where it spans less than a decade or two."""
+    """A logarithmic axis, whose ticks are numbers of `say` where it spans less than three decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     getattr(axes, f"set_{which}scale")("log")
     axis = getattr(axes, f"{which}axis")
     low, high = getattr(axes, f"get_{which}lim")()
-    if high / low < 20:
+    if high / low < 4:
         axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: say(value)))
         axis.set_minor_locator(LogLocator(subs=(1.0,), numticks=2))
