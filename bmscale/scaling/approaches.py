@@ -170,7 +170,7 @@ def isoflop(
         if len(log_n) < least:
             skipped.append(f"{C:.3g}")
             continue
-        best, at = _parabola(log_n, loss) if curve == "parabola" else _akima(log_n, loss)
+        best, at = parabola(log_n, loss) if curve == "parabola" else _akima(log_n, loss)
         if not log_n[0] < best < log_n[-1]:
             rows = ",".join(map(str, part.rows))
             edges.append(f"{_edge(C, log_n, best)} (rows={rows})")
@@ -199,7 +199,7 @@ def _by_size(part: Table) -> tuple[Array, Array, Array]:
     return log_n, np.bincount(index, part["loss"]) / counts, np.bincount(index, np.log(part["D"])) / counts
 
 
-def _parabola(log_n: Array, loss: Array) -> tuple[float, float]:
+def parabola(log_n: Array, loss: Array) -> tuple[float, float]:
     """(log N, loss) of the vertex; where the curve bends down, the end with the least loss."""
     middle = log_n.mean()
     bend, slope, level = np.polyfit(log_n - middle, loss, 2)
