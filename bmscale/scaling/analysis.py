@@ -52,7 +52,7 @@ class Analysis:
             "table": {
                 "name": self.table.name,
                 "rows": len(self.table),
-                "runs": len(set(self.table.groups)),
+                "runs": len(set(self.table.runs)),
                 "columns": list(self.table.columns),
                 "notes": list(self.table.notes),
                 "dropped": list(self.table.dropped),
@@ -116,7 +116,9 @@ def analyse(
     warnings += _of_certificate(found) + _outside(fitted, found)
     boot = None
     if draws:
-        boot = intervals.bootstrap(found, fitted.columns, fitted.groups, draws=draws, seed=seed)
+        drawn = fitted.drawn_by(len(chosen.parameters))
+        boot = intervals.bootstrap(found, fitted.columns, drawn, draws=draws, seed=seed)
+        warnings += _of_groups(fitted, boot)
     return Analysis(
         table,
         fitted,
@@ -151,6 +153,17 @@ def _of_certificate(found: Fit) -> list[str]:
     if found.gone:
         warnings.append(f"{', '.join(found.gone)} went to 0: the rows do not show that term")
     return warnings
+
+
+def _of_groups(table: Table, boot: Bootstrap) -> list[str]:
+    groups = len(set(table.groups))
+    if boot.groups <= groups:
+        return []
+    return [
+        f"{boot.groups} runs share {groups} trunks, too few to draw by for {len(boot.fit.law.parameters)} parameters: "
+        "runs were drawn as if they were independent, and intervals are too narrow; train more sizes, or repeat cells "
+        "with other seeds"
+    ]
 
 
 def _outside(table: Table, found: Fit) -> list[str]:
@@ -214,7 +227,7 @@ def _encoder_share(found: Fit) -> float | None:
 def to_text(analysis: Analysis) -> str:
     """What the command prints."""
     found, table = analysis.fit, analysis.table
-    lines = [f"{table.name}: {len(table)} rows of {len(set(table.groups))} runs; {'; '.join(table.notes)}"]
+    lines = [f"{table.name}: {len(table)} rows of {len(set(table.runs))} runs; {'; '.join(table.notes)}"]
     lines += [f"dropped {text}" for text in table.dropped]
     lines += [f"warning: {text}" for text in analysis.warnings]
     lines += ["", f"law {found.law.name}: {found.law.equation}", f"  {found.law.source}"]

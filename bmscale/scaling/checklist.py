@@ -42,7 +42,7 @@ def checklist(
 ) -> tuple[Item, ...]:
     """The questions with what the table, the fit and the back-test answer; `study` answers more, by question.
     `window` is the share of the rows that the fit is of."""
-    answers = {**_of_runs(table), **_of_fit(fit, bootstrap, backtest, window)}
+    answers = {**_of_runs(table), **_of_fit(table, fit, bootstrap, backtest, window)}
     given = dict(study or {})
     questions = [*QUESTIONS, *(question for question in given if question not in QUESTIONS)]
     return tuple(Item(question, given.get(question) or answers.get(question) or UNKNOWN) for question in questions)
@@ -74,7 +74,7 @@ QUESTIONS = (
 
 def _of_runs(table: Table) -> dict[str, str]:
     notes = {note.partition(" is ")[0]: note for note in table.notes if " is " in note}
-    runs = len(set(table.groups))
+    runs = len(set(table.runs))
     found = {
         "runs and rows": f"{runs} runs, {len(table)} rows",
         "intermediate checkpoints": f"yes, {len(table) - runs} rows more than runs" if runs < len(table) else "",
@@ -110,7 +110,9 @@ def _repeats(table: Table) -> str:
     return f"up to {cells.max()}, at {int((cells > 1).sum())} cells" if cells.max() > 1 else "one"
 
 
-def _of_fit(fit: Fit, bootstrap: Bootstrap | None, backtest: BackTest | None, window: float) -> dict[str, str]:
+def _of_fit(
+    table: Table, fit: Fit, bootstrap: Bootstrap | None, backtest: BackTest | None, window: float
+) -> dict[str, str]:
     certificate = fit.certificate
     found = {
         "form of the law": f"{fit.law.equation} ({fit.law.source}), {len(fit.law.parameters)} parameters",
@@ -121,7 +123,8 @@ def _of_fit(fit: Fit, bootstrap: Bootstrap | None, backtest: BackTest | None, wi
         "the same objective",
     }
     if bootstrap is not None:
-        found["intervals"] = f"bootstrap of {bootstrap.groups} runs, {len(bootstrap.inner)} draws, percentiles"
+        drawn = _drawn(len(set(table.runs)), len(set(table.groups)), bootstrap.groups)
+        found["intervals"] = f"bootstrap of {drawn}, {len(bootstrap.inner)} draws, percentiles"
     chosen = None if backtest is None else backtest.of(fit.law.name, window)
     if backtest is not None and chosen is not None and chosen.error is not None:
         found["error at runs held out"] = (
@@ -129,3 +132,12 @@ def _of_fit(fit: Fit, bootstrap: Bootstrap | None, backtest: BackTest | None, wi
             f"times beyond the largest {backtest.scale} fitted)"
         )
     return found
+
+
+def _drawn(runs: int, groups: int, drawn: int) -> str:
+    """What the bootstrap drew."""
+    if groups == runs:
+        return f"{drawn} runs"
+    if drawn == groups:
+        return f"{groups} trunks that {runs} runs share"
+    return f"{runs} runs as if they were independent, though they share {groups} trunks: too narrow"

@@ -24,7 +24,9 @@ class Bootstrap:
     failed: int
     """Refits that did not reach a gradient of zero; they are in `inner` all the same."""
     groups: int
-    """Runs that were drawn from."""
+    """Runs, or trunks that runs share, that were drawn from."""
+    drawn: tuple[str, ...] = field(default=(), repr=False)
+    """(rows,) which of them a row belongs to."""
 
     def values(self) -> dict[str, Array]:
         """(draws,) of each parameter, by the paper's names."""
@@ -88,7 +90,7 @@ def bootstrap(
         inner, _, gradient = problem.rows(chosen).solve(begin)
         failed += gradient > fit.certificate.tolerance
         found.append(fit.law.shift(inner, problem.origin))
-    return Bootstrap(fit, np.array(found), failed, different)
+    return Bootstrap(fit, np.array(found), failed, different, names)
 
 
 @dataclass(frozen=True)
@@ -113,16 +115,19 @@ def predict(boot: Bootstrap, columns: Columns, level: float = LEVEL) -> Predicti
     log_x = law.log_columns(columns)
     value = law.log_predict(boot.fit.inner, log_x)[0]
     draws = np.array([law.log_predict(inner, log_x)[0] for inner in boot.inner])
-    noise = _noise(boot.fit, law)
+    noise = _noise(boot, law)
     low, high = np.empty_like(value), np.empty_like(value)
     for row in range(len(value)):
         low[row], high[row] = percentiles(np.add.outer(draws[:, row], noise).ravel(), level)
     return Prediction(np.exp(value), np.exp(low), np.exp(high), level)
 
 
-def _noise(fit: Fit, law: Law) -> Array:
-    """(rows,) residuals of log y, inflated."""
-    residuals = fit.residuals
+def _noise(boot: Bootstrap, law: Law) -> Array:
+    """(…,) residuals of log y, inflated; those of each run or trunk as often as those of any other."""
+    fit, residuals = boot.fit, boot.fit.residuals
+    index, counts = np.unique(boot.drawn, return_inverse=True, return_counts=True)[1:]
+    if len(counts) and counts.min() < counts.max():
+        residuals = np.concatenate([np.resize(residuals[index == k], counts.max()) for k in range(len(counts))])
     if not fit.objective.log:
         raise BadInput("prediction intervals: need a fit of log y; got one of y")
     return residuals * np.sqrt(fit.rows / max(1, fit.rows - len(law.parameters)))

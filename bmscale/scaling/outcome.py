@@ -68,8 +68,9 @@ def line_of(study: Study, trunk: Trunk, cell: Cell) -> dict[str, Any] | None:
 
     `loss` is that of the whole validation set at the last step (nats a target token, in the precision of training);
     N, N_… are as in Parameters, N_e and N_d only where there are two stacks; D are target tokens, U those of them that
-    are different ones; C is counted from the lengths of the texts, with attention and head, C_6ND is 6 N D; `started`
-    is when the cell began to be trained; `seconds` include the trunk's up to the branch.
+    are different ones; cells of one `group` share a trunk, so that they are not independent; C is counted from the
+    lengths of the texts, with attention and head, C_6ND is 6 N D; `started` is when the cell began to be trained;
+    `seconds` include the trunk's up to the branch.
     """
     run = study.run_folder(cell.name)
     found = final_loss(run, cell.steps)
@@ -81,6 +82,7 @@ def line_of(study: Study, trunk: Trunk, cell: Cell) -> dict[str, Any] | None:
     tokens = int(found["tokens"])
     return {
         "cell": cell.name,
+        "group": trunk.name,
         "kind": cell.kind,
         "size": cell.size,
         "seed": cell.seed,

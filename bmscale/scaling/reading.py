@@ -59,20 +59,30 @@ def make_table(
         for ours, (theirs, factor) in found.items()
     ]
     values = {ours: _numbers(name, ours, theirs, records) * factor for ours, (theirs, factor) in found.items()}
-    label = next(
-        (key for key in records[0] if key.lower() in GROUPS and key not in {k for k, _ in found.values()}), None
-    )
-    groups = tuple(str(record.get(label, "")) for record in records) if label else ()
-    if label:
-        notes.append(f"rows of one run share '{label}'")
+    groups, runs = _groups(records, {theirs for theirs, _ in found.values()}, notes)
     if not values:
         raise BadInput(
             f"{name}: must have columns for N, D and loss; got {', '.join(records[0])}; give --columns N=NAME …"
         )
-    table = _derive(Table(name, values, groups, notes=tuple(notes))).drop(drop)
+    table = _derive(Table(name, values, groups, runs, notes=tuple(notes))).drop(drop)
     if not len(table):
         raise BadInput(f"--drop: must leave rows of {name}; got {', '.join(drop)}, which leaves none")
     return check(table)
+
+
+def _groups(
+    records: Sequence[Mapping[str, Any]], taken: set[str], notes: list[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(rows,) the group of each row and its run, by the first two of GROUPS that are there; both are said in notes."""
+    names = {key.lower(): key for key in reversed(records[0]) if key not in taken}
+    labels = [names[name] for name in GROUPS if name in names][:2]
+    found = [tuple(str(record.get(label, "")) for record in records) for label in labels] or [()]
+    if len(found) > 1 and len(set(found[1])) > len(set(found[0])):
+        notes.append(f"rows are runs by '{labels[1]}', which are not independent where they share '{labels[0]}'")
+    elif labels:
+        notes.append(f"rows of one run share '{labels[0]}'")
+        found = found[:1]
+    return found[0], found[-1]
 
 
 def read_records(path: Path) -> list[Mapping[str, Any]]:

@@ -200,9 +200,10 @@ def _split(table: Table, draws: int, seed: int) -> dict[str, Any] | None:
     share = table["N_e"] / (table["N_e"] + table["N_d"])
     if share.max() <= SPLIT_FACTOR * share.min():
         return None
+    drawn = table.drawn_by(len(ENCODER_DECODER.parameters))
     try:
         found = fit(ENCODER_DECODER, table.columns)
-        boot = bootstrap(found, table.columns, table.groups, draws=draws, seed=seed) if draws else None
+        boot = bootstrap(found, table.columns, drawn, draws=draws, seed=seed) if draws else None
     except BadInput as error:
         return {"refused": str(error)}
     ranges = {} if boot is None else boot.intervals()

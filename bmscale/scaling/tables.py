@@ -24,7 +24,9 @@ class Table:
     columns: Mapping[str, Array]
     """(rows,) each."""
     groups: tuple[str, ...] = ()
-    """(rows,) which run a row belongs to; rows of one group are drawn together by the bootstrap."""
+    """(rows,) what rows are not independent: those of one run, runs of one trunk; the bootstrap draws them together."""
+    runs: tuple[str, ...] = ()
+    """(rows,) which run a row belongs to, by default the group."""
     rows: tuple[int, ...] = ()
     """(rows,) the row's number in its file, from 1."""
     notes: tuple[str, ...] = ()
@@ -37,6 +39,8 @@ class Table:
         count = len(self)
         if not self.groups:
             object.__setattr__(self, "groups", tuple(str(number) for number in range(1, count + 1)))
+        if not self.runs:
+            object.__setattr__(self, "runs", self.groups)
         if not self.rows:
             object.__setattr__(self, "rows", tuple(range(1, count + 1)))
 
@@ -48,6 +52,11 @@ class Table:
             raise BadInput(f"{self.name}: must have the column {name}; got {', '.join(self.columns)}")
         return self.columns[name]
 
+    def drawn_by(self, parameters: int) -> tuple[str, ...]:
+        """(rows,) what the bootstrap of a law with so many parameters draws: groups, or where they are too few for it
+        single runs, as if these were independent."""
+        return self.groups if len(set(self.groups)) > parameters else self.runs
+
     def select(self, keep: Mask | Sequence[int]) -> "Table":
         """The rows of a mask or of indices."""
         kept = np.arange(len(self))[np.asarray(keep)]
@@ -55,6 +64,7 @@ class Table:
             self,
             columns={name: values[kept] for name, values in self.columns.items()},
             groups=tuple(self.groups[i] for i in kept),
+            runs=tuple(self.runs[i] for i in kept),
             rows=tuple(self.rows[i] for i in kept),
         )
 

@@ -1,6 +1,7 @@
 """`scaling fit` as a whole: what it says, what it warns of, the checklist and the picture."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,20 @@ from tests.scaling.conftest import TRUTH, runs
 @pytest.fixture(scope="module")
 def analysis():
     return analyse(runs(), law="chinchilla", approach=2, draws=40, restarts=3)
+
+
+def test_trunks_too_few_to_draw_by_are_said():
+    table = runs(sizes=7)
+    seven, five = (replace(table, groups=tuple(f"trunk-{k % n}" for k in range(35)), runs=table.runs) for n in (7, 5))
+    answers = {}
+    for name, one in (("seven", seven), ("five", five)):
+        found = analyse(one, law="chinchilla", draws=20, restarts=2)
+        said = [text for text in found.warnings if "35 runs share 5 trunks, too few to draw by" in text]
+        assert len(said) == (name == "five")
+        answers[name] = {item.question: item.answer for item in found.checklist}
+        assert answers[name]["runs and rows"] == "35 runs, 35 rows"
+    assert answers["seven"]["intervals"].startswith("bootstrap of 7 trunks that 35 runs share, 20 draws")
+    assert "35 runs as if they were independent, though they share 5 trunks: too narrow" in answers["five"]["intervals"]
 
 
 def test_it_says_all(analysis):

@@ -22,6 +22,27 @@ def write(path, rows, delimiter=","):
     return path
 
 
+def test_runs_of_one_trunk_are_told_from_rows_of_one_run():
+    rows = [
+        {
+            "run": f"run-{k}",
+            "group": f"trunk-{k // 2}",
+            "N": 10**6 * (1 + k // 2),
+            "D": 10**8 * (1 + k % 2),
+            "loss": 3.0,
+        }
+        for k in range(6)
+    ]
+    table = make_table("study", rows)
+    assert table.groups == ("trunk-0", "trunk-0", "trunk-1", "trunk-1", "trunk-2", "trunk-2")
+    assert table.runs == tuple(f"run-{k}" for k in range(6))
+    assert table.select([4, 5]).runs == ("run-4", "run-5")
+    assert "rows are runs by 'run', which are not independent where they share 'group'" in table.notes
+    assert (table.drawn_by(2), table.drawn_by(3)) == (table.groups, table.runs)
+    alone = make_table("runs", [{key: value for key, value in row.items() if key != "group"} for row in rows])
+    assert alone.groups == alone.runs == table.runs
+
+
 def test_csv_tsv_and_jsonl_say_the_same(tmp_path):
     csv = open_table(write(tmp_path / "runs.csv", ROWS))
     tsv = open_table(write(tmp_path / "runs.tsv", ROWS, "\t"))
