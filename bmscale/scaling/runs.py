@@ -29,8 +29,15 @@ from bmscale.training import checkpoint, record
 log = logging.getLogger("bmscale")
 
 PREEMPTED = record.exit_code("preempted")
-# What may differ between a run and what the study makes of it now: a trunk grows with the budgets.
+# What may differ between a run and what the study makes of it now: a trunk grows with the budgets, a folder is moved
+# (what is in it is compared when a run begins), another machine has other resources.
 _LENGTHS = ("training.max_steps", "training.branch_steps", "evaluation.every_steps")
+_PLACES = ("name", "run", "branch_from", "data.directory")
+_RESOURCES = (
+    *("activation_checkpointing", "deepspeed", "offload_folder", "trackers", "log_every_steps", "save_every_steps"),
+    *("keep_states", "save_in_background", "max_failed_saves", "hang_minutes", "max_micro_batch_tokens"),
+)
+_FREE = (*_PLACES, *(f"training.{key}" for key in _RESOURCES), "evaluation.max_batch_tokens")
 
 
 class Ended(BmscaleError):
@@ -247,12 +254,12 @@ def _check_same(experiment: Experiment) -> None:
     run = experiment.run_folder
     if not run.record.is_file():
         return
-    was = record.read(run).experiment
+    was = record.read_experiment(run).model_dump()  # with the keys that came after it
     trunk = experiment.training.schedule.type == "constant"
     changed = [
         f"{key}: was {old!r:.80}, now {new!r:.80}"
         for key, old, new in record.differences(was, experiment.model_dump())
-        if not (trunk and key.startswith(_LENGTHS))
+        if not (key.startswith(_FREE) or (trunk and key.startswith(_LENGTHS)))
     ]
     if changed:
         raise BadInput(

@@ -18,6 +18,30 @@ from bmscale.training.standing import Standing
 log = logging.getLogger("bmscale")
 
 
+def origin(experiment: Experiment) -> dict[str, str] | str | None:
+    """What a branch begins with, wherever that lies: the fingerprint of the other run, and the name of the state.
+
+    A branch that has begun needs the other run no more; what it began with then stands in its own record. Raises
+    BadInput for one that has not, where there is no such run.
+    """
+    if experiment.branch_from is None:
+        return None
+    run, state = experiment.run_folder, Path(experiment.branch_from)
+    own = record.read(run).identity.get("branch_from") if run.record.is_file() else None
+    if isinstance(own, str):  # of the first versions, which wrote the path
+        return experiment.branch_from
+    trunk = _run_of(state)
+    if own is not None and not trunk.record.is_file():
+        return {"run": own["run"], "state": state.name}
+    if own is None and not state.is_dir():
+        raise BadInput(f"branch_from: must be a training state, RUN/state/step-NNNNNNNN; there is no folder {state}")
+    return {"run": record.fingerprint(record.read(trunk).identity), "state": state.name}
+
+
+def _run_of(state: Path) -> RunFolder:
+    return RunFolder(state.absolute().parent.parent)
+
+
 def check(experiment: Experiment, identity: dict[str, Any], total_steps: int | None = None) -> None:
     """Whether the run can begin with the state that it names; one that has a state of its own needs no other.
 
@@ -30,7 +54,7 @@ def check(experiment: Experiment, identity: dict[str, Any], total_steps: int | N
     state = Path(experiment.branch_from)
     if not state.is_dir():
         raise BadInput(f"branch_from: must be a training state, RUN/state/step-NNNNNNNN; there is no folder {state}")
-    trunk = RunFolder(state.absolute().parent.parent)
+    trunk = _run_of(state)
     its = record.read(trunk)
     given = {key: value for key, value in identity.items() if key != "branch_from"}
     was = {key: value for key, value in its.identity.items() if key != "branch_from"}

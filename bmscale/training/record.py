@@ -47,8 +47,13 @@ _OF_SOME = {
 """Keys of `training` that belong to the identity where they are and are not null."""
 
 
-def identity(experiment: Experiment, data_hash: str, model: dict[str, Any]) -> dict[str, Any]:
-    """The keys that a resumed run may not change; resources and lengths are not among them."""
+def identity(
+    experiment: Experiment, data_hash: str, model: dict[str, Any], branch: dict[str, str] | str | None = None
+) -> dict[str, Any]:
+    """The keys that a resumed run may not change; resources and lengths are not among them.
+
+    `branch` is what the run begins with where it is one (`branch.origin`).
+    """
     training = experiment.training
     given = training.model_dump(include=_OF_SOME, exclude_none=True)
     return {
@@ -64,7 +69,7 @@ def identity(experiment: Experiment, data_hash: str, model: dict[str, Any]) -> d
         **{f"training.{key}": value for key, value in given.items()},
         **({"training.freeze": training.freeze} if training.freeze else {}),
         **({"init_from": experiment.init_from} if experiment.init_from else {}),
-        **({"branch_from": experiment.branch_from} if experiment.branch_from else {}),
+        **({"branch_from": branch} if branch else {}),
     }
 
 

@@ -128,7 +128,7 @@ def planned(
         model = experiment.model.task.model(config)
     inherited.check(model)
     check_frozen(model, training.freeze)
-    identity = record.identity(experiment, data.manifest["data_hash"], _shape(config))
+    identity = record.identity(experiment, data.manifest["data_hash"], _shape(config), branch.origin(experiment))
     record.check(run, identity, experiment, total_steps, new_schedule=new_schedule)
     branch.check(experiment, identity, total_steps)
     return data, plan, total_steps, inherited, config, identity

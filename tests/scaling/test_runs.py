@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,6 +164,16 @@ def test_states_of_branches_go_when_they_are_done_and_those_of_holdouts_can_come
     folder, _ = finished
     assert states(folder, "w16-l1-s0-trunk") == ["20", "39"]
     assert states(folder, "w16-l1-s1-trunk") == ["20"]
+
+
+def test_a_study_that_was_moved_goes_on_with_other_resources(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    shutil.copytree(folder / "studies/ci", tmp_path / "there")
+    record_of = tmp_path / "there/runs/w16-l1-5e4-s0/run.yaml"
+    record_of.write_text(record_of.read_text().replace("    max_rollbacks: 2\n", ""))  # of a version without the key
+    monkeypatch.setattr(runs._Child, "train", lambda *_: pytest.fail("all is done"))
+    study = ["experiment.training.save_every_steps=30", "experiment.data.directory=" + str(tmp_path / "there/data")]
+    assert run_study(read_study("ci", study, str(tmp_path / "there")))
 
 
 def test_another_study_in_the_same_folder_is_refused(finished, monkeypatch):

@@ -54,6 +54,24 @@ def test_a_branch_needs_its_beginning_once_only(bmscale, branched):
     shutil.move(branched / "runs/gone", branched / "runs/tiny")
 
 
+def test_a_branch_may_move_with_its_trunk_and_not_to_another(branched, monkeypatch):
+    """Its identity is which run and step it began with, not where these lay."""
+    monkeypatch.chdir(branched)
+    shutil.move("runs", "moved")
+    state = "moved/tiny/state/step-00000008"
+    given, other = ["run=moved/branch", *COOLDOWN], f"branch_from=moved/branch/{state[-19:]}"
+    try:
+        planned(read_experiment("tiny.yaml", [*given, f"branch_from={state}"]), new_schedule=False)
+        with pytest.raises(BadInput, match=r"another experiment; branch_from\.run: the run has '\w+', now"):
+            planned(
+                read_experiment("tiny.yaml", [*given, other]), new_schedule=False
+            )
+        with pytest.raises(BadInput, match=r"branch_from\.state: the run has 'step-00000008', now 'step-00000012'"):
+            planned(read_experiment("tiny.yaml", [*given, f"branch_from={state[:-2]}12"]), new_schedule=False)
+    finally:
+        shutil.move("moved", "runs")
+
+
 def experiment(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Experiment:
     monkeypatch.chdir(folder)
     given = ("run=runs/other", f"branch_from={STATE}", *COOLDOWN, *overrides)
