@@ -471,8 +471,8 @@ def _signature(state: Path) -> Signature:
     return found
 
 
-def _is_whole(state: Path) -> bool:
-    """Whether the hashes are right; not computed again for files that did not change since."""
+def is_whole(state: Path) -> bool:
+    """Whether it is there and the hashes are right; not computed again for files that did not change since."""
     try:
         if _known_whole.get(state) == _signature(state):
             return True
@@ -499,7 +499,7 @@ def retain(folder: Path, keep: int, run: str | None = None, staying: Collection[
                 continue
             _remove(state)
             removed.append(state)
-        elif whole >= 2 or _is_whole(state):  # of more than two it is enough that they are there
+        elif whole >= 2 or is_whole(state):  # of more than two it is enough that they are there
             whole += 1
     return removed
 
@@ -574,7 +574,7 @@ def find_usable(folder: Path, before: int | None = None, run: str | None = None)
             return state
         log.warning("%s: damaged, so the state before it is used: %s", state, "; ".join(problems[:3]))
         if rank == 0 and not any(UNREADABLE in problem for problem in problems):
-            _set_aside(state)
+            set_aside(state)
         process_group.barrier()
     if before is None and had_one:
         raise BadInput(
@@ -620,7 +620,8 @@ def _stays(state: Path, run: str | None) -> bool:
     return False
 
 
-def _set_aside(state: Path) -> None:
+def set_aside(state: Path) -> None:
+    """Rename a state, so that none is loaded that is not to be; `prune` removes it."""
     aside = state.with_name(f"{DAMAGED}{state.name}")
     with contextlib.suppress(OSError):  # on a file system that cannot be written it is passed over each time
         _delete(aside)

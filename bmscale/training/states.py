@@ -1,5 +1,6 @@
 """When a run saves its training state, and when it goes back to one."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from bmscale.engine import process_group
 from bmscale.engine.engine import Engine
-from bmscale.errors import BmscaleError
+from bmscale.errors import BadInput, BmscaleError
 from bmscale.experiment import TrainingConfig
 from bmscale.training import checkpoint
 from bmscale.training.checkpoint import Save, SaveFailed
@@ -104,6 +105,11 @@ class States:
     def _failed(self, step: int, error: SaveFailed) -> bool:
         self._failures += 1
         self._report({"step": step, "event": "save_failed", "message": str(error)})
+        if step in self._training.branch_steps:
+            raise BmscaleError(
+                f"step {step}: the training state, with which a branch is to begin, could not be saved: {error}. The "
+                "states before it are whole; make room or mend the file system, and the same command comes by it again"
+            )
         if self._failures > self._training.max_failed_saves:
             raise BmscaleError(
                 f"step {step}: the training state could not be saved {self._failures} times in a row: {error}. The "
@@ -145,16 +151,20 @@ class States:
             )
         log.info("probe batch: loss %.6f, %.1e from that of %s", found, difference, saved_by["engine"])
 
-    def roll_back(self, standing: Standing) -> Standing | None:
+    def roll_back(self, standing: Standing, beginning: Path | None = None) -> Standing | None:
         """Load the newest whole state of earlier weights than these; None where there is none.
+
+        A branch that has none of its own yet goes back to its `beginning`.
 
         The data position, and what is known of the best model, stay where they are: only the weights go back.
         """
         self._finish_pending()
         state = checkpoint.find_usable(self._folder, standing.optimizer_step, self._run)
+        if state is None and beginning is not None and self._is_earlier(beginning, standing):
+            state = beginning
         if state is None:
             return None
-        earlier = self.load(state).with_(finished=False)
+        earlier = self.load(state).with_(finished=False, trackers=standing.trackers)
         kept = ("data_step", "seconds", "best_by", "best_value", "best_step", "stale_validations", "validated_step")
         return earlier.with_(
             **{key: getattr(standing, key) for key in kept},
@@ -162,3 +172,13 @@ class States:
             skipped_in_a_row=0,
             window=standing.window,
         )
+
+    @staticmethod
+    def _is_earlier(state: Path, standing: Standing) -> bool:
+        """Whether it is whole, and of earlier weights. Collective."""
+        found = False
+        if process_group.rank_and_world_size()[0] == 0:
+            with contextlib.suppress(BadInput):  # of another version's state, or one that went meanwhile
+                whole = checkpoint.is_whole(state)
+                found = whole and checkpoint.read_manifest(state).standing.optimizer_step < standing.optimizer_step
+        return bool(process_group.gather_objects(found)[0])

@@ -74,7 +74,7 @@ def train(experiment: Experiment, *, new_schedule: bool = False) -> Ending:
         resumes = record.check(run, identity, experiment, total_steps, new_schedule=new_schedule)
         own = record.fingerprint(record.read(run).identity if resumes else identity)
         _check_that_ranks_agree(run, identity)
-        state = _newest_state(run, own) if resumes else None
+        state = _newest_state(run, own, experiment.branch_from) if resumes else None
         if state is None:
             branch.check(experiment, identity)  # again: the other run may be at its states
         standing = checkpoint.read_manifest(state).standing if state else Standing()
@@ -146,9 +146,9 @@ def _check_that_ranks_agree(run: RunFolder, identity: dict[str, Any]) -> None:
         )
 
 
-def _newest_state(run: RunFolder, own: str) -> Path | None:
+def _newest_state(run: RunFolder, own: str, beginning: str | None) -> Path | None:
     """The state to go on from. Raises BadInput where the run had saved one and none is left: it never starts anew in
-    silence."""
+    silence. A branch begins anew at its `beginning`."""
     state = checkpoint.find_usable(run.states, run=own)
     if state is not None:
         return state
@@ -162,8 +162,8 @@ def _newest_state(run: RunFolder, own: str) -> Path | None:
         )
     if metrics.logged_steps():
         log.warning(
-            "%s: no training state was ever saved: the run begins at step 0, and forgets %d lines of metrics",
-            *(run.path, metrics.logged_steps()),
+            "%s: no training state was ever saved: the run begins at %s, and forgets %d lines of metrics",
+            *(run.path, beginning or "step 0", metrics.logged_steps()),
         )
     return None
 
@@ -462,13 +462,14 @@ class _Loop:
     # -- states ------------------------------------------------------------------------------------------------------
 
     def save_if_due(self, standing: Standing) -> None:
-        """Save the training state, unless steps are being skipped: that is no place to come back to."""
+        """Save the training state, unless steps are being skipped: that is no place to come back to. A branch begins
+        there all the same, for the run from scratch would skip them too."""
         self.states.poll()
         wanted = self.states.is_due(standing.data_step) or self.signals.save_wanted
         if not wanted or standing.data_step == self.total_steps:
             return
         self.signals.save_wanted = False
-        if standing.skipped_in_a_row:
+        if standing.skipped_in_a_row and standing.data_step not in self.experiment.training.branch_steps:
             self.states.postpone(standing.data_step + 1)
         else:
             self.at("saving", standing.data_step)
@@ -486,7 +487,8 @@ class _Loop:
         if standing.rollbacks >= most:
             raise Diverged(f"step {step}: {why}, after {standing.rollbacks} rollbacks of at most {most}; {advice}")
         self.at(LOADING, step)
-        earlier = self.states.roll_back(standing)
+        beginning = self.experiment.branch_from
+        earlier = self.states.roll_back(standing, Path(beginning) if beginning else None)
         if earlier is None:
             raise Diverged(f"step {step}: {why}, and no earlier state was saved to go back to; {advice}")
         self.judge_by(earlier)

@@ -63,9 +63,7 @@ def test_a_branch_may_move_with_its_trunk_and_not_to_another(branched, monkeypat
     try:
         planned(read_experiment("tiny.yaml", [*given, f"branch_from={state}"]), new_schedule=False)
         with pytest.raises(BadInput, match=r"another experiment; branch_from\.run: the run has '\w+', now"):
-            planned(
-                read_experiment("tiny.yaml", [*given, other]), new_schedule=False
-            )
+            planned(read_experiment("tiny.yaml", [*given, other]), new_schedule=False)
         with pytest.raises(BadInput, match=r"branch_from\.state: the run has 'step-00000008', now 'step-00000012'"):
             planned(read_experiment("tiny.yaml", [*given, f"branch_from={state[:-2]}12"]), new_schedule=False)
     finally:

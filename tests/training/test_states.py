@@ -7,10 +7,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from bmscale.training.checkpoint import list_states, read_manifest
+from bmscale.engine.engine import Engine
+from bmscale.errors import BmscaleError
+from bmscale.experiment import RunFolder, TrainingConfig
+from bmscale.training import train
+from bmscale.training.checkpoint import SaveFailed, list_states, read_manifest
+from bmscale.training.states import States
 
 
 def events(run: Path, kind: str) -> list[dict]:
@@ -53,6 +59,45 @@ def test_bad_steps_in_a_row_send_the_run_back(trained):
     standing = read_manifest(list_states(run / "state")[-1]).standing
     assert (standing.data_step, standing.optimizer_step, standing.rollbacks) == (12, 8, 1)
     assert 7 in [event["step"] for event in events(run, "saved")]
+
+
+def test_a_branch_begins_where_a_step_was_skipped_too(trained):
+    """The run from scratch would skip it as well; a state one step later is none of the branch step."""
+    result = poison(trained, "branched", [2], "training.branch_steps=[3]", "training.max_steps=5")
+    assert result.returncode == 0, result.stderr[-3000:]
+    standing = read_manifest(trained / "runs/branched/state/step-00000003").standing
+    assert (standing.data_step, standing.optimizer_step) == (3, 2)
+
+
+def test_a_branch_without_a_state_of_its_own_goes_back_to_its_beginning(trained):
+    """Steps 10 and 11 are bad: the weights of its trunk's step 8 come back."""
+    result = poison(trained, "short", [9, 10], "branch_from=runs/tiny/state/step-00000008")
+    assert result.returncode == 0, result.stderr[-3000:]
+    (back,) = events(trained / "runs/short", "rolled_back")
+    assert (back["step"], back["to_optimizer_step"], back["rollbacks"]) == (11, 8, 1)
+    standing = read_manifest(list_states(trained / "runs/short/state")[-1]).standing
+    assert (standing.data_step, standing.optimizer_step) == (12, 9)
+
+
+def test_where_a_run_without_a_state_begins_anew_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(train.log, "propagate", True)
+    run = RunFolder(tmp_path)
+    run.record.write_text(json.dumps({"experiment": {}, "identity": {}, "total_steps": 9, "starts": []}))
+    run.metrics.write_text('{"step": 9, "lr": 0.1}\n')
+    for beginning, said in ((None, "begins at step 0"), ("x/state/step-00000008", "begins at x/state/step-00000008")):
+        caplog.clear()
+        assert train._newest_state(run, "own", beginning) is None
+        assert said in caplog.text
+
+
+def test_a_state_of_a_branch_step_that_cannot_be_saved_ends_the_run(tmp_path):
+    """Trying again some steps later would leave none of that step."""
+    training, lines = TrainingConfig(max_steps=9, branch_steps=[3]), []
+    states = States(tmp_path, cast("Engine", None), training, float, dict, lines.append)
+    with pytest.raises(BmscaleError, match=r"step 3: .* with which a branch is to begin, .* disk full"):
+        states._failed(3, SaveFailed("disk full"))
+    assert not states._failed(4, SaveFailed("disk full"))
+    assert [line["event"] for line in lines] == ["save_failed", "save_failed"]
 
 
 def test_a_run_that_stays_bad_is_given_up(trained):
