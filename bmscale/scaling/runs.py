@@ -7,6 +7,7 @@ one that was begun resumes. A training that fails does not end the study; its br
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -21,10 +22,10 @@ import yaml
 
 from bmscale.data.prepare import prepare
 from bmscale.errors import BadInput, BmscaleError, exit_code, message
-from bmscale.experiment import Experiment, read_experiment
+from bmscale.experiment import Experiment, RunFolder, read_experiment
 from bmscale.scaling.outcome import final_loss, irreducible, is_done, write_tables
 from bmscale.scaling.study import Cell, Study, Trunk
-from bmscale.training import checkpoint, record
+from bmscale.training import checkpoint, lock, record
 
 log = logging.getLogger("bmscale")
 
@@ -94,29 +95,67 @@ def _run_trunk(study: Study, trunk: Trunk, cells: list[Cell], progress: "Progres
         if cell not in left:
             progress.skip(cell.name)
             _check_same(study.cell_experiment(trunk, cell))
+            _slim(study, cell)
+
+    run = study.run_folder(trunk.name)
 
     def has_beginning(cell: Cell) -> bool:
-        state = study.run_folder(trunk.name).states / checkpoint.state_name(cell.branch_step)
-        return cell.kind == "from_scratch" or state.is_dir()
+        state = run.states / checkpoint.state_name(cell.branch_step)
+        return cell.kind == "from_scratch" or has_begun(cell) or checkpoint.is_whole(state)
 
-    if all(map(has_beginning, left)):
+    def has_begun(cell: Cell) -> bool:
+        """With a state of its own a branch needs the trunk no more."""
+        return bool(checkpoint.list_states(study.run_folder(cell.name).states))
+
+    missing = [cell.branch_step for cell in left if not has_beginning(cell)]
+    if not missing:
         progress.skip(trunk.name)
     else:
         # Never shorter than it was, and ready for all branches that are passed on the way.
-        done = [cell.branch_step for cell in trunk.branches if cell not in left and is_done(study, cell)]
-        experiment = study.trunk_experiment(trunk, max([*done, *(cell.branch_step for cell in left)]))
+        steps = [cell.branch_step for cell in trunk.branches if cell in left or is_done(study, cell)]
+        experiment = study.trunk_experiment(trunk, max([*steps, _go_back(run, min(missing))]))
         progress.run(trunk.name, trunk.flops_per_step, experiment, study, child)
     for cell in left:
         if has_beginning(cell):
             progress.run(cell.name, trunk.flops_per_step, study.cell_experiment(trunk, cell), study, child)
+            _slim(study, cell)
             write_tables(study)
         else:
             log.warning(
-                "%s: cannot begin: %s has no state of step %d. It did not come so far, or went past it before the cell "
-                "was in the study: then put the cell into from_scratch, or choose another --folder",
+                "%s: cannot begin: %s did not come to a state of step %d; the same command tries again",
                 *(cell.name, trunk.name, cell.branch_step),
             )
     _prune(study, trunk)
+
+
+def _go_back(run: RunFolder, step: int) -> int:
+    """Let a trunk that went past a beginning, which is not there or damaged, come by it again.
+
+    The states from there on are set aside, so that it goes on from the one before; where there is none, the run is, and
+    begins anew. Returns the step that it had come to, 0 where nothing is in the way.
+    """
+    states = checkpoint.list_states(run.states)
+    problems = [problem for state in states for problem in checkpoint.verify(state)]
+    if any(checkpoint.UNREADABLE in problem for problem in problems) or lock.is_anothers(run):
+        return 0  # the training says what is the matter
+    past = [state for state in states if state.name >= checkpoint.state_name(step)]
+    if any(checkpoint.is_whole(state) for state in states if state not in past):
+        for state in past:
+            log.warning("%s: set aside: the trunk must come by step %d again", state, step)
+            checkpoint.set_aside(state)
+    elif states or (run.states / checkpoint.POINTER).exists():
+        aside = next(path for n in range(1, 1000) if not (path := run.path.with_name(f"{run.path.name}.{n}")).exists())
+        log.warning("%s: has no whole state before step %d: it begins anew, and is kept as %s", run.path, step, aside)
+        run.path.rename(aside)
+    return int(past[-1].name.partition("-")[2]) if past else 0
+
+
+def _slim(study: Study, cell: Cell) -> None:
+    """Leave one model of a cell that is done: its best and last are the same, and nothing goes on with its states."""
+    run = study.run_folder(cell.name)
+    if is_done(study, cell) and run.best.is_dir():
+        for folder in (run.states, run.last):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _prune(study: Study, trunk: Trunk) -> None:

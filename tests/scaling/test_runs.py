@@ -19,7 +19,7 @@ from bmscale.experiment import RunFolder
 from bmscale.scaling import runs
 from bmscale.scaling.runs import Ended, run_study
 from bmscale.scaling.study import read_study
-from bmscale.training import record
+from bmscale.training import checkpoint, record
 
 CELLS = ["w16-l1-5e4-s0", "w16-l1-1e5-s0", "w16-l1-5e4-s1", "w32-l1-5e4-s0", "w32-l1-1e5-s0"]
 
@@ -138,7 +138,7 @@ def test_a_branch_is_its_run_from_scratch(finished):
     rows = [table(folder)[0], table(folder, "from_scratch")[0]]
     assert [row["cell"] for row in rows] == ["w16-l1-5e4-s0", "w16-l1-5e4-s0-scratch"]
     assert rows[0]["loss"] == rows[1]["loss"]
-    branch, scratch = (load_file(folder / row["run"] / "model/last/model.safetensors") for row in rows)
+    branch, scratch = (load_file(folder / row["run"] / "model/best/model.safetensors") for row in rows)
     assert all((branch[name] == scratch[name]).all() for name in scratch)
 
 
@@ -174,6 +174,39 @@ def test_a_study_that_was_moved_goes_on_with_other_resources(finished, tmp_path,
     monkeypatch.setattr(runs._Child, "train", lambda *_: pytest.fail("all is done"))
     study = ["experiment.training.save_every_steps=30", "experiment.data.directory=" + str(tmp_path / "there/data")]
     assert run_study(read_study("ci", study, str(tmp_path / "there")))
+
+
+def test_finished_cells_keep_one_model(finished):
+    folder, _ = finished
+    for row in table(folder):
+        run = RunFolder(folder / row["run"])
+        assert [run.best.is_dir(), run.last.exists(), run.states.exists()] == [True, False, False]
+
+
+def test_a_trunk_comes_again_by_a_beginning_that_is_not_there(finished, tmp_path):
+    run = RunFolder(shutil.copytree(finished[0] / "studies/ci/runs/w16-l1-s0-trunk", tmp_path / "trunk"))
+    assert runs._go_back(run, 45) == 0  # in whose way nothing is
+    assert runs._go_back(run, 30) == 39  # the state of step 20 is to go on from
+    assert [state.name[-2:] for state in checkpoint.list_states(run.states)] == ["20"]
+    file = next((run.states / "step-00000020").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert runs._go_back(run, 20) == 20
+    assert not run.path.exists()
+    assert RunFolder(tmp_path / "trunk.1").record.is_file()
+    assert runs._go_back(run, 20) == 0
+
+
+def test_a_cell_whose_beginning_is_damaged_is_trained_all_the_same(finished):
+    folder, _ = finished
+    lost = next(row for row in table(folder) if row["cell"] == "w16-l1-5e4-s1")
+    shutil.rmtree(folder / lost["run"])
+    file = next((folder / "studies/ci/runs/w16-l1-s1-trunk/state/step-00000020").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    process = start(folder, "--only", "*-s1")
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert "has no whole state before step 20: it begins anew" in said
+    assert [row["loss"] for row in table(folder) if row["cell"] == lost["cell"]] == [lost["loss"]]
 
 
 def test_another_study_in_the_same_folder_is_refused(finished, monkeypatch):
