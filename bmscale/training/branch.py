@@ -45,8 +45,10 @@ def _run_of(state: Path) -> RunFolder:
 def check(experiment: Experiment, identity: dict[str, Any], total_steps: int | None = None) -> None:
     """Whether the run can begin with the state that it names; one that has a state of its own needs no other.
 
-    With `total_steps` also warns where a run from scratch would have had other rates before the state. Raises BadInput
-    for a state that is not there, damaged, behind the run's end or of a run with another identity, naming the keys.
+    With `total_steps`, before the ranks start, it is not read as a whole, and a warning says where a run from scratch
+    would have had other rates before it. Without, its hashes are compared: collective, ranks share the work. Raises
+    BadInput for a state that is not there, damaged, behind the run's end or of a run with another identity, naming the
+    keys.
     """
     run = experiment.run_folder
     if experiment.branch_from is None or (run.record.is_file() and checkpoint.list_states(run.states)):
@@ -56,16 +58,23 @@ def check(experiment: Experiment, identity: dict[str, Any], total_steps: int | N
         raise BadInput(f"branch_from: must be a training state, RUN/state/step-NNNNNNNN; there is no folder {state}")
     trunk = _run_of(state)
     its = record.read(trunk)
-    given = {key: value for key, value in identity.items() if key != "branch_from"}
-    was = {key: value for key, value in its.identity.items() if key != "branch_from"}
+    given, was = (
+        {key: value for key, value in each.items() if key not in ("branch_from", "init_from")}
+        for each in (identity, its.identity)
+    )
     changed = [f"{key}: {old!r:.80} there, {new!r:.80} here" for key, old, new in record.differences(was, given)]
     if changed:
+        began = "; that run began with init_from, whose shape `model` must spell out here"
         raise BadInput(
             f"branch_from: {state}: a branch may differ in length, schedule and resources only; "
             + "; ".join(changed[: record.MOST_SHOWN])
+            + (began if "init_from" in its.identity else "")
         )
     manifest = checkpoint.read_own(state, record.fingerprint(its.identity))
-    problems = checkpoint.verify(state)
+    if total_steps is None:
+        problems = checkpoint.verify_together(state)
+    else:
+        problems = [f"{state / name}: is missing" for name in manifest.files if not (state / name).is_file()]
     if problems:
         raise BadInput(f"branch_from: {'; '.join(problems[:3])}; choose another state")
     step = manifest.standing.data_step

@@ -429,6 +429,13 @@ def verify(state: Path, share: slice = slice(None)) -> list[str]:
     return problems
 
 
+def verify_together(state: Path) -> list[str]:
+    """`verify`, the files divided over the ranks. Collective."""
+    rank, world_size = process_group.rank_and_world_size()
+    shares = process_group.gather_objects(verify(state, slice(rank, None, world_size)))
+    return list(dict.fromkeys(problem for share in shares for problem in share))
+
+
 def choose(folder: Path, step: int | None = None) -> Path:
     """The state of a data step, or the newest. Raises BadInput naming those that there are."""
     states = list_states(folder)
@@ -552,7 +559,7 @@ def find_usable(folder: Path, before: int | None = None, run: str | None = None)
     states were committed and none is usable, so that a run never starts anew in silence; where one is of another run;
     and where the newest cannot be read now.
     """
-    rank, world_size = process_group.rank_and_world_size()
+    rank, _ = process_group.rank_and_world_size()
     # Rank 0 lists: other nodes of a shared file system may still see the folder as it was.
     states: list[Path] = []
     problem, had_one = None, False
@@ -567,8 +574,7 @@ def find_usable(folder: Path, before: int | None = None, run: str | None = None)
     if problem is not None:
         raise BadInput(problem)
     for state in reversed(states):
-        shares = process_group.gather_objects(verify(state, slice(rank, None, world_size)))
-        problems = list(dict.fromkeys(problem for share in shares for problem in share))
+        problems = verify_together(state)
         if not problems:
             _known_whole[state] = _signature(state)
             return state

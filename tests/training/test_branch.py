@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from bmscale.errors import BadInput
@@ -94,11 +95,34 @@ def test_what_is_no_branch_is_refused_before_the_start(trained, monkeypatch, ove
 
 
 def test_a_damaged_state_is_refused(trained, tmp_path, monkeypatch):
+    """What is missing before the ranks start; the hashes, which take long, once and by all ranks together."""
     folder = shutil.copytree(trained, tmp_path / "work")
+    given = experiment(folder, monkeypatch)
     file = next((folder / STATE).glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-1] + b"x")
+    *_, identity = planned(given, new_schedule=False)
     with pytest.raises(BadInput, match=r"branch_from: .*has other bytes than were written"):
-        planned(experiment(folder, monkeypatch), new_schedule=False)
+        branch.check(given, identity)
+    file.unlink()
+    with pytest.raises(BadInput, match=r"branch_from: .*is missing; choose another state"):
+        planned(given, new_schedule=False)
+
+
+def test_a_run_that_began_with_a_model_can_be_branched(trained, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained, tmp_path / "work")
+    run = RunFolder(folder / "runs/tiny")
+    values = yaml.safe_load(run.record.read_text())
+    values["identity"]["init_from"] = "runs/first/model/best"
+    run.record.write_text(yaml.safe_dump(values))
+    own = checkpoint.read_manifest(folder / STATE)
+    own = own.model_copy(update={"run": record.fingerprint(values["identity"])})
+    (folder / STATE / checkpoint.MANIFEST).write_text(json.dumps(checkpoint._sealed(own)))
+    *_, identity = planned(experiment(folder, monkeypatch), new_schedule=False)
+    assert identity["branch_from"] == {"run": own.run, "state": "step-00000008"}
+    with pytest.raises(
+        BadInput, match=r"hidden_size: 32 there, 64 here; .*that run began with init_from"
+    ):
+        planned(experiment(folder, monkeypatch, "model.hidden_size=64"), new_schedule=False)
 
 
 @pytest.mark.parametrize(("overrides", "warned"), [([], False), (["training.schedule.warmup_steps=5"], True)])
