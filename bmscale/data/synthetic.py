@@ -20,7 +20,8 @@ there is always more to know, and what cannot be known is put in by a rule:
 The irreducible loss is therefore the entropy of that distribution, for every syllable, and 0 for </s>.
 
 Everything is a pure function of (seed, split, number of the pair): a generator of pairs needs no state, and pair
-1,000,000 costs what pair 0 costs. The draws are those of SplitMix64 (Steele 2014), the same on every machine.
+1,000,000 costs what pair 0 costs. The draws are those of SplitMix64 (Steele 2014), the same on every machine. Splits
+are independent, not disjoint: a short pair of frequent words may be in several.
 """
 
 import hashlib
@@ -37,7 +38,7 @@ SYLLABLES_PER_WORD = 3
 TYPES = SYLLABLES**SYLLABLES_PER_WORD
 LEAST_WORDS, MOST_WORDS = 3, 6
 TAIL, OFFSET = 0.4, 3.0
-"""Exponent of the tail of the words' ranks, and the rank around which it begins."""
+"""Exponent of the tail of the words' ranks (1 / TAIL = 2.5 is written out in `ranks`), and the rank around which it begins."""
 CLASSES, DECLENSIONS = 16, 32
 IRREGULAR = 0.25
 NOISE = 0.05
@@ -190,7 +191,9 @@ class Language:
 
 def ranks(even: NDArray[np.float64]) -> Words:
     """Ranks of words, 0 the most frequent, of numbers in [0, 1): P(rank >= r) = (1 + r / OFFSET)^-TAIL."""
-    drawn = OFFSET * ((1 - even) ** (-1 / TAIL) - 1)
+    left = 1 - even
+    # left^(-1 / TAIL) by operations that IEEE 754 rounds correctly: `**` is libm's, and differs between machines.
+    drawn = OFFSET * (1 / (left * left * np.sqrt(left)) - 1)
     return np.minimum(drawn, TYPES - 1).astype(np.uint64)
 
 
