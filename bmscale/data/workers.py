@@ -104,13 +104,13 @@ def _interrupts_held() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGINT)
     came: list[tuple[int, FrameType | None]] = []
     in_main_thread = threading.current_thread() is threading.main_thread()
-    if in_main_thread:
+    if in_main_thread and handler is not None:  # None is one that C set: Python could not put it back
         signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if in_main_thread:
+        if in_main_thread and handler is not None:
             signal.signal(signal.SIGINT, handler)
         if came and callable(handler):
             handler(*came[0])

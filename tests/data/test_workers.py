@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bmscale.data import workers
 from bmscale.data.workers import Workers, _interrupts_held
 from bmscale.errors import BadInput, BmscaleError
 
@@ -107,3 +108,13 @@ def test_an_interrupt_while_processes_start_comes_afterwards(threads):
         for other in others:
             other.join()
     assert reached
+
+
+def test_a_handler_that_c_set_stays(monkeypatch):
+    """Python says None for it, which it cannot put back."""
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(workers.signal, "getsignal", lambda number: None)
+    with _interrupts_held():
+        pass
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is before
