@@ -251,7 +251,9 @@ def _allocation_text(analysis: Analysis) -> list[str]:
         spread = ""
         if one.a_interval is not None:
             spread = f" (95 % {one.a_interval[0]:.3f} to {one.a_interval[1]:.3f})"
-        lines.append(f"  {one.approach}: a {one.a:.4f}{spread}, b {one.b:.4f}")
+        # The law is minimised along C = 6 N D, the curves are read at the table's own C, which may count otherwise.
+        counted = "C = 6 N D" if one.approach == "approach 3" else "C of the table"
+        lines.append(f"  {one.approach} ({counted}): a {one.a:.4f}{spread}, b {one.b:.4f}")
         lines += [f"    {note}" for note in one.notes]
     if analysis.conventions:
         counted = ", ".join(f"{name} {value:.4f}" for name, value in analysis.conventions.items())

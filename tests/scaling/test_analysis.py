@@ -40,9 +40,9 @@ def test_it_says_all(analysis):
     assert "law chinchilla: L = E + A/N^alpha + B/D^beta" in text
     assert "3 of 3 random starts end at the same objective" in text
     for word in (
-        "approach 2, parabola: a",
-        "approach 2, akima: a",
-        "approach 3: a",
+        "approach 2, parabola (C of the table): a",
+        "approach 2, akima (C of the table): a",
+        "approach 3 (C = 6 N D): a",
         "rows held out: 7",
         "checklist",
     ):
