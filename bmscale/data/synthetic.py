@@ -38,7 +38,8 @@ SYLLABLES_PER_WORD = 3
 TYPES = SYLLABLES**SYLLABLES_PER_WORD
 LEAST_WORDS, MOST_WORDS = 3, 6
 TAIL, OFFSET = 0.4, 3.0
-"""Exponent of the tail of the words' ranks (1 / TAIL = 2.5 is written out in `ranks`), and the rank around which it begins."""
+"""Exponent of the tail of the words' ranks, whose inverse, 2.5, `ranks` has written out; the rank around which it
+begins."""
 CLASSES, DECLENSIONS = 16, 32
 IRREGULAR = 0.25
 NOISE = 0.05

@@ -15,6 +15,7 @@ from bmscale.scaling import runs
 from bmscale.scaling.outcome import Parameters
 from bmscale.scaling.runs import choose, describe, savings
 from bmscale.scaling.study import STUDIES, Study, read_study
+from bmscale.training.row_data import RowData
 from bmscale.training.schedule import rate_factor
 
 MINE = """\
@@ -176,6 +177,28 @@ def test_a_study_on_pairs_of_people_prepares_them_first(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "_run_trunk", lambda study, trunk, cells, *_: begun.extend(cell.name for cell in cells))
     assert not runs.run_study(read_study(str(tmp_path / "mine.yaml"), [], str(tmp_path / "out")))
     assert begun == ["w16-l1-2e4-s0", "deep-2e4-s0"]
+
+
+def test_documents_that_do_not_see_each_other_cost_their_own_lengths(tmp_path):
+    """As training counts them: a row is more than its documents where attention sees all of it."""
+    text = ("base: toy-text", "sizes: [{width: 16, layers: 1}]", "tokens: [1.0e5]")
+    (tmp_path / "mine.yaml").write_text("\n".join(text), encoding="utf-8")
+    overrides = [
+        *("experiment.data.train.documents=300", "experiment.data.tokenizer.vocabulary_size=320"),
+        *("experiment.data.valid.documents=20", "experiment.training.tokens_per_step=1280"),
+    ]
+    study, joined = (
+        read_study(str(tmp_path / "mine.yaml"), [*overrides, f"experiment.data.directory={tmp_path}/data", *more])
+        for more in ([], ["experiment.training.attend_across_documents=true"])
+    )
+    with pytest.raises(BadInput, match="must be prepared before"):
+        study.flops_per_step("w16-l1")
+    runs.prepare(study.plain.data)
+    data = RowData(study.plain)
+    steps = [data.read_step(data.plan(), step, study.shape("w16-l1"), 0, 1) for step in range(4)]
+    counted = sum(step.flops for step in steps) / sum(step.tokens for step in steps) * 1280
+    assert study.flops_per_step("w16-l1") == pytest.approx(counted, rel=0.03)
+    assert joined.flops_per_step("w16-l1") > 1.1 * counted
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):

@@ -119,9 +119,7 @@ def test_a_run_that_began_with_a_model_can_be_branched(trained, tmp_path, monkey
     (folder / STATE / checkpoint.MANIFEST).write_text(json.dumps(checkpoint._sealed(own)))
     *_, identity = planned(experiment(folder, monkeypatch), new_schedule=False)
     assert identity["branch_from"] == {"run": own.run, "state": "step-00000008"}
-    with pytest.raises(
-        BadInput, match=r"hidden_size: 32 there, 64 here; .*that run began with init_from"
-    ):
+    with pytest.raises(BadInput, match=r"hidden_size: 32 there, 64 here; .*that run began with init_from"):
         planned(experiment(folder, monkeypatch, "model.hidden_size=64"), new_schedule=False)
 
 
