@@ -185,7 +185,8 @@ def test_documents_that_do_not_see_each_other_cost_their_own_lengths(tmp_path):
     (tmp_path / "mine.yaml").write_text("\n".join(text), encoding="utf-8")
     overrides = [
         *("experiment.data.train.documents=300", "experiment.data.tokenizer.vocabulary_size=320"),
-        *("experiment.data.valid.documents=20", "experiment.training.tokens_per_step=1280"),
+        *("experiment.data.valid.documents=20", "experiment.training.tokens_per_step=2560"),
+        "experiment.training.sequence_length=512",
     ]
     study, joined = (
         read_study(str(tmp_path / "mine.yaml"), [*overrides, f"experiment.data.directory={tmp_path}/data", *more])
@@ -195,8 +196,10 @@ def test_documents_that_do_not_see_each_other_cost_their_own_lengths(tmp_path):
         study.flops_per_step("w16-l1")
     runs.prepare(study.plain.data)
     data = RowData(study.plain)
-    steps = [data.read_step(data.plan(), step, study.shape("w16-l1"), 0, 1) for step in range(4)]
-    counted = sum(step.flops for step in steps) / sum(step.tokens for step in steps) * 1280
+    plan = data.plan()
+    epoch = range(plan.steps_in_epoch(0))
+    steps = [data.read_step(plan, step, study.shape("w16-l1"), 0, 1) for step in epoch]
+    counted = sum(step.flops for step in steps) / sum(step.tokens for step in steps) * 2560
     assert study.flops_per_step("w16-l1") == pytest.approx(counted, rel=0.03)
     assert joined.flops_per_step("w16-l1") > 1.1 * counted
 
