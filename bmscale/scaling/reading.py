@@ -74,7 +74,7 @@ def _groups(
     records: Sequence[Mapping[str, Any]], taken: set[str], notes: list[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(rows,) the group of each row and its run, by the first two of GROUPS that are there; both are said in notes."""
-    names = {key.lower(): key for key in reversed(records[0]) if key not in taken}
+    names = {key.lower(): key for key in reversed(list(records[0])) if key not in taken}
     labels = [names[name] for name in GROUPS if name in names][:2]
     found = [tuple(str(record.get(label, "")) for record in records) for label in labels] or [()]
     if len(found) > 1 and len(set(found[1])) > len(set(found[0])):
