@@ -111,7 +111,8 @@ def test_two_workers_share_each_call_and_say_what_one_says(wild, monkeypatch):
     scores = (side.token_log_probabilities(sources, targets) for side in (two, one))
     nexts = (side.next_log_probabilities(sources, heads) for side in (two, one))
     weights = (side.attention(sources, targets) for side in (two, one))
-    for found, expected in (scores, nexts, weights):
+    compared: Any = (scores, nexts, weights)
+    for found, expected in compared:
         for row, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(row, other, atol=1e-4)
     assert [name for name, *_ in engine.calls] == [

@@ -113,7 +113,7 @@ def test_both_backends_write_the_same(generator, ctranslate2, options):
 @pytest.mark.parametrize("options", CHOICES)
 def test_two_workers_share_the_rows_and_write_the_same(exported, ctranslate2, options, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    two = Generator.from_pretrained(exported, device="cpu")
+    two: Any = Generator.from_pretrained(exported, device="cpu")
     engine, calls = two.backend.engine, []
     assert engine.num_generators == 2
 
