@@ -172,8 +172,8 @@ def isoflop(
             continue
         best, at = parabola(log_n, loss) if curve == "parabola" else _akima(log_n, loss)
         if not log_n[0] < best < log_n[-1]:
-            rows = ",".join(map(str, part.rows))
-            edges.append(f"{_edge(C, log_n, best)} (rows={rows})")
+            numbers = ",".join(map(str, part.rows))
+            edges.append(f"{_edge(C, log_n, best)} (rows={numbers})")
             continue
         optima.append(Optimum(C, float(np.exp(best)), float(np.exp(np.interp(best, log_n, log_d))), at))
     if edges and not leave_out_edges:
