@@ -24,6 +24,7 @@ COMPUTE_TYPES = (
     "float32", "int8", "int8_float32", "float16", "bfloat16", "int8_float16", "int8_bfloat16",
 )  # fmt: skip
 """In what a model can be kept and computed; the names are CTranslate2's."""
+_MOST_WORKERS = 1024  # the engine aborts where threads cannot be had
 TRANSLATOR, LANGUAGE_MODEL = "TransformerSpec", "TransformerDecoderSpec"
 
 
@@ -148,7 +149,7 @@ def open_engine(folder: CTranslate2Folder, device: str = "auto", compute_type: s
 
 def _workers() -> int:
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(given) if given.isdecimal() and int(given) else cores()
+    return min(int(given), _MOST_WORKERS) if given.isdecimal() and int(given) else cores()
 
 
 def batch_tokens(engine: Any, lengths: Sequence[int], most: int) -> int:

@@ -11,7 +11,18 @@ from bmscale.inference.ctranslate2_folder import _workers, batch_tokens, open_ct
 
 @pytest.mark.parametrize(
     ("given", "workers"),
-    [("1", 1), ("3", 3), ("4,2", 4), ("0", None), (None, None), ("", None), ("abc", None), ("-2", None), ("²", None)],
+    [
+        ("1", 1),
+        ("3", 3),
+        ("4,2", 4),
+        ("0", None),
+        (None, None),
+        ("", None),
+        ("abc", None),
+        ("-2", None),
+        ("²", None),
+        ("9" * 30, 1024),
+    ],
 )
 def test_workers_are_as_many_as_the_environment_says(given, workers, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
