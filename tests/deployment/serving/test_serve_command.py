@@ -1,5 +1,7 @@
 """`bmscale serve` as a process: what it refuses, where it listens, how it ends."""
 
+import asyncio
+import logging
 import pickle
 import shutil
 import signal
@@ -7,16 +9,24 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import torch
 
 from bmscale import cli
+from bmscale.deployment.serving.limits import Limits
 from bmscale.deployment.serving.models import open_models, refuse_pickles
-from bmscale.deployment.serving.running import bind, is_loopback
+from bmscale.deployment.serving.running import bind, is_loopback, make_server
 from bmscale.errors import BadInput
+from bmscale.inference import ctranslate2_folder
+from bmscale.inference.translator import SearchOptions
+from bmscale.model.folder import open_model_folder
 from tests.deployment.serving.conftest import SENTENCES
 from tests.deployment.serving.load import measure, report
 
@@ -51,6 +61,80 @@ def test_it_serves_and_ends_after_what_it_accepted(en_de, writer):
     assert process.returncode == 0, rest
     assert "everything that was accepted is answered" in rest
     assert [len(answer.json()["translatedText"]) for answer in answers] == [240] * 3
+
+
+def test_a_second_ctrl_c_ends_it_at_once(en_de):
+    """While a batch runs in native code; nothing is said of answers that did not come."""
+    command = [sys.executable, "-m", "bmscale", "serve", str(en_de), "--port", "0", "--beam-size", "8"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, pytest.raises(httpx.HTTPError):
+        assert process.stderr is not None
+        said = [next(process.stderr) for _ in range(2)]
+        url = said[1].split("serving on ")[1].split()[0]
+
+        def interrupt() -> None:
+            while 'bmscale_queue_units{model="en-de"} 0.0' in httpx.get(f"{url}/metrics").text:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+
+        interrupter = threading.Thread(target=interrupt)
+        interrupter.start()
+        fields = {"q": [f"{SENTENCES[0]} {n}" * 20 for n in range(100)], "source": "en", "target": "de"}
+        try:
+            httpx.post(f"{url}/translate", json=fields, timeout=60)
+        finally:
+            interrupter.join()
+            rest = process.stderr.read()
+            assert process.wait(20) == 130, rest
+            assert rest.endswith("ended at once\n")
+            assert len(rest.splitlines()) == 1, rest
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_it_tells_whether_it_answered_all_in_its_time(is_slow):
+    began = threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            for _ in range(2):
+                await send({"type": f"{(await receive())['type']}.complete"})
+            return
+        began.set()
+        await asyncio.sleep(20 if is_slow else 0.2)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    logging.getLogger("uvicorn.error").addFilter(lambda record: False)
+    server = make_server(app, Limits())
+    server.config.timeout_graceful_shutdown = 0.5  # type: ignore[assignment]
+    with bind("127.0.0.1", 0) as bound, ThreadPoolExecutor() as threads:
+        port = bound.getsockname()[1]
+        running = threads.submit(server.run, sockets=[bound])
+        asked = threads.submit(httpx.get, f"http://127.0.0.1:{port}", timeout=20)
+        assert began.wait(20)
+        server.should_exit = True
+        running.result(20)
+        assert server.has_answered_all is not is_slow
+        assert asked.result(20).status_code == (500 if is_slow else 204)
+
+
+@pytest.mark.parametrize("is_exported", [False, True])
+def test_a_folder_is_read_once_and_has_its_positions(en_de, exported_en_de, monkeypatch, is_exported):
+    """What a unit takes of a batch ends with the positions, however much a search may write."""
+    checked: list[Path] = []
+    check = ctranslate2_folder.check_files
+    monkeypatch.setattr(
+        ctranslate2_folder, "check_files", lambda path, record: (checked.append(path), check(path, record))
+    )
+    search = SearchOptions(beam_size=3, max_length_extra=100_000)
+    models = open_models([str(exported_en_de if is_exported else en_de)], device="cpu", search=search)
+    assert checked == ([exported_en_de] if is_exported else [])
+    (model,) = models.pairs.values()
+    (unit,) = model.units(["my goat"], "de", 1)
+    length = len(model._tokenizer.encode("my goat"))
+    assert unit.slots == 3 * (length + open_model_folder(en_de).config.max_position_embeddings)
+    models.close()
 
 
 @pytest.mark.parametrize(
