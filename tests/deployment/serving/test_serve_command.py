@@ -63,32 +63,44 @@ def test_it_serves_and_ends_after_what_it_accepted(en_de, writer):
     assert [len(answer.json()["translatedText"]) for answer in answers] == [240] * 3
 
 
-def test_a_second_ctrl_c_ends_it_at_once(en_de):
-    """While a batch runs in native code; nothing is said of answers that did not come."""
-    command = [sys.executable, "-m", "bmscale", "serve", str(en_de), "--port", "0", "--beam-size", "8"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, pytest.raises(httpx.HTTPError):
+_SERVES_FOR_EVER = """
+import asyncio, logging
+from bmscale.deployment.serving.limits import Limits
+from bmscale.deployment.serving.running import bind, run
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+    print(scope["type"], flush=True)
+    await asyncio.sleep(60)
+
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+with bind("127.0.0.1", 0) as bound:
+    print(run(app, bound, Limits()))
+"""
+
+
+def test_a_second_ctrl_c_ends_it_at_once():
+    """While a request is under way; nothing is said of answers that did not come."""
+    command = [sys.executable, "-c", _SERVES_FOR_EVER]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        ThreadPoolExecutor() as threads,
+    ):
+        assert process.stdout is not None
         assert process.stderr is not None
-        said = [next(process.stderr) for _ in range(2)]
-        url = said[1].split("serving on ")[1].split()[0]
-
-        def interrupt() -> None:
-            while 'bmscale_queue_units{model="en-de"} 0.0' in httpx.get(f"{url}/metrics").text:
-                time.sleep(0.01)
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.3)
-            process.send_signal(signal.SIGINT)
-
-        interrupter = threading.Thread(target=interrupt)
-        interrupter.start()
-        fields = {"q": [f"{SENTENCES[0]} {n}" * 20 for n in range(100)], "source": "en", "target": "de"}
-        try:
-            httpx.post(f"{url}/translate", json=fields, timeout=60)
-        finally:
-            interrupter.join()
-            rest = process.stderr.read()
-            assert process.wait(20) == 130, rest
-            assert rest.endswith("ended at once\n")
-            assert len(rest.splitlines()) == 1, rest
+        url = next(process.stderr).split("serving on ")[1].split()[0]
+        answer = threads.submit(httpx.get, url, timeout=60)
+        assert [next(process.stdout) for _ in range(2)] == ["lifespan\n", "http\n"]
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert (process.stdout.read(), process.stderr.read()) == ("", "ended at once\n")
+        with pytest.raises(httpx.HTTPError):
+            answer.result(20)
 
 
 @pytest.mark.parametrize("is_slow", [False, True])
@@ -132,7 +144,7 @@ def test_a_folder_is_read_once_and_has_its_positions(en_de, exported_en_de, monk
     assert checked == ([exported_en_de] if is_exported else [])
     (model,) = models.pairs.values()
     (unit,) = model.units(["my goat"], "de", 1)
-    length = len(model._tokenizer.encode("my goat"))
+    length = len(model._tokenizer.encode_batch(["my goat"])[0]) + 1
     assert unit.slots == 3 * (length + open_model_folder(en_de).config.max_position_embeddings)
     models.close()
 
