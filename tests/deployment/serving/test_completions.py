@@ -176,7 +176,7 @@ def test_a_stream_that_shows_nothing_ends_too(running, generator, monkeypatch):
     ("changes", "status", "says"),
     [
         ({"model": "other"}, 404, "there are: writer"),
-        ({"model": None}, 404, "does not exist"),
+        ({"model": None}, 400, "model: must be given"),
         ({"prompt": [1, 2]}, 400, "ids of tokens"),
         ({"prompt": "a " * 500}, 400, "at most 119 tokens"),
         ({"max_tokens": 0}, 400, "max_tokens"),
