@@ -319,17 +319,18 @@ class Batcher:
     def _answer(self, batch: _Taken) -> None:
         began = time.monotonic()
         self._running = batch
+        results: list[Any] | None = None
         try:
-            results: list[Any] | None = list(self._run(batch[0][2].key, [unit.payload for _, _, unit in batch]))
-            if len(results) != len(batch):
-                raise RuntimeError(f"{len(results)} results for {len(batch)} units")
+            found = list(self._run(batch[0][2].key, [unit.payload for _, _, unit in batch]))
+            if len(found) != len(batch):
+                raise RuntimeError(f"{len(found)} results for {len(batch)} units")
+            results = found
         except Unwanted:
             return
         except Exception as error:
             if len(batch) == 1:
                 self._fail(batch[0][0], error)
                 return
-            results = None
         finally:
             self._running = []
         if results is None:  # here no traceback holds the tensors of the batch any more
