@@ -158,7 +158,8 @@ def test_a_stream_that_shows_nothing_ends_too(running, generator, monkeypatch):
     fields = {"model": "writer", "prompt": "the", "max_tokens": 100, "temperature": 0, "stream": True}
     request = CompletionRequest.of(fields, running.service.models, running.service.limits)
     monkeypatch.setattr(model.generator, "_text", lambda *_: "")
-    unwanted, steps, parts = threading.Event(), [0], []
+    unwanted, steps = threading.Event(), [0]
+    parts: list[Any] = []
 
     def step(*_: Any) -> None:
         steps[0] += 1

@@ -1,7 +1,6 @@
 """`bmscale serve` as a process: what it refuses, where it listens, how it ends."""
 
 import asyncio
-import logging
 import pickle
 import shutil
 import signal
@@ -117,7 +116,6 @@ def test_it_tells_whether_it_answered_all_in_its_time(is_slow):
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
-    logging.getLogger("uvicorn.error").addFilter(lambda record: False)
     server = make_server(app, Limits())
     server.config.timeout_graceful_shutdown = 0.5  # type: ignore[assignment]
     with bind("127.0.0.1", 0) as bound, ThreadPoolExecutor() as threads:
@@ -136,9 +134,12 @@ def test_a_folder_is_read_once_and_has_its_positions(en_de, exported_en_de, monk
     """What a unit takes of a batch ends with the positions, however much a search may write."""
     checked: list[Path] = []
     check = ctranslate2_folder.check_files
-    monkeypatch.setattr(
-        ctranslate2_folder, "check_files", lambda path, record: (checked.append(path), check(path, record))
-    )
+
+    def count(path: Path, record: Any) -> None:
+        checked.append(path)
+        check(path, record)
+
+    monkeypatch.setattr(ctranslate2_folder, "check_files", count)
     search = SearchOptions(beam_size=3, max_length_extra=100_000)
     models = open_models([str(exported_en_de if is_exported else en_de)], device="cpu", search=search)
     assert checked == ([exported_en_de] if is_exported else [])
