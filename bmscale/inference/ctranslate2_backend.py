@@ -37,7 +37,7 @@ class CTranslate2Backend:
         self.translator = open_engine(folder, device, compute_type)
         self._pieces = folder.tokenizer.pieces(range(folder.tokenizer.vocabulary_size))
         self._ids = {piece: number for number, piece in enumerate(self._pieces)}
-        self._positions = folder.max_position_embeddings
+        self.positions = folder.max_position_embeddings
         self._longest = folder.max_position_embeddings if folder.has_position_table else None
 
     @classmethod
@@ -62,12 +62,12 @@ class CTranslate2Backend:
         self._check_lengths([sources[row] for row in wanted])
 
         def limit(row: int) -> int:
-            return options.limit(len(sources[row]), len(prefixes[row].ids), self._positions)
+            return options.limit(len(sources[row]), len(prefixes[row].ids), self.positions)
 
         def rough_limit(row: int) -> int:
             """That of its class of lengths: one limit for many rows makes large batches, and is the row's own."""
             length = -(-len(sources[row]) // _LENGTH_CLASS) * _LENGTH_CLASS
-            return options.limit(length, 0, self._positions)
+            return options.limit(length, 0, self.positions)
 
         free = [row for row in wanted if not prefixes[row].ids]
         too_long = []
