@@ -21,7 +21,8 @@ def check(table: Table) -> Table:
     """The table with its warnings. Raises BadInput for values that no law can be fitted to.
 
     Refused: neither loss nor bleu, values that are not finite, counts of 0 or below, a loss that is the same in all
-    rows, units that must be mixed within a column, C far from 6 N D in some rows and near in others. Warned of: rows that are there twice, units that look odd.
+    rows, units that must be mixed within a column, C far from 6 N D in some rows and near in others. Warned of: rows
+    that are there twice, units that look odd.
     """
     if "loss" not in table.columns and "bleu" not in table.columns:
         got = ", ".join(table.columns) or "none"
