@@ -44,6 +44,8 @@ def test_it_needs_no_option(table, capsys):
     [
         (["--law", "hoffmann"], "law: must be one of"),
         (["--plot", "fit.pdf"], "must end in .png or .svg"),
+        (["--plot", ""], "--plot: must end in .png or .svg; got ''"),
+        (["--plot", "/proc/fit.svg"], "--plot: must be where you may write; got '/proc/fit.svg', and /proc cannot be"),
         (["--draws", "-1"], "--draws: must be at least 0; got -1"),
         (["--delta", "0"], "delta: must be above 0"),
         (["--approach", "1"], "approach 1 needs loss curves"),
