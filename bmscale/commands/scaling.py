@@ -158,6 +158,8 @@ def _run(options: argparse.Namespace) -> int:
     from bmscale.scaling.runs import choose, describe, run_study
     from bmscale.scaling.study import read_study
 
+    if options.folder is not None:
+        check_folder("--folder", options.folder)
     study = read_study(options.study, options.overrides, options.folder)
     if options.dry_run:
         chosen = choose(study, options.only, options.trunk, holdouts=options.holdouts)
