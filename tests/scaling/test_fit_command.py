@@ -36,7 +36,9 @@ def test_it_prints_and_draws(table, tmp_path, capsys):
 
 def test_it_needs_no_option(table, capsys):
     assert main(["scaling", "fit", str(table), "--draws", "10"]) == 0
-    assert "back-test" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "rows: without those held out; the law above is fitted to its window with them" in said
+    assert "frontier forecasts only the best run of a budget" in said
 
 
 @pytest.mark.parametrize(
