@@ -52,7 +52,7 @@ def exit_code(error: BaseException) -> int:
         return OutOfMemory.exit_code
     if isinstance(error, OSError):
         # A disk that is full is no mistake of the user's; a file that cannot be opened or made is.
-        return 1 if error.errno == errno.ENOSPC else BadInput.exit_code
+        return 1 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else BadInput.exit_code
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 

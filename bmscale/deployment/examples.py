@@ -31,6 +31,16 @@ def read_examples(model: ModelFolder, test: OriginConfig | None, experiment: Exp
                 "compared with the model on"
             )
         test = [*experiment.evaluation.test, *experiment.data.valid][0]
+        try:
+            return _read(model, test, experiment, most)
+        except BadInput as error:
+            raise BadInput(
+                f"{error} (the run of {model.path} names {test.short_name}; give --test FILE to compare on another)"
+            ) from None
+    return _read(model, test, experiment, most)
+
+
+def _read(model: ModelFolder, test: OriginConfig, experiment: Experiment | None, most: int) -> Examples:
     if model.task.name == "translation":
         assert isinstance(test, CorpusConfig)
         return _of_pairs(model, test, experiment, most)

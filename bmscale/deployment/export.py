@@ -18,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from bmscale.deployment.card import export_card
 from bmscale.deployment.comparison import changes, comparison_rows
 from bmscale.deployment.formats import Format, make_format
@@ -25,7 +27,7 @@ from bmscale.deployment.gate import Examples, Question
 from bmscale.deployment.place import card_of, check_place, names_in, report_of, sha256_of
 from bmscale.deployment.scratch import REPLACED, remove_stale, scratch_folder
 from bmscale.errors import BadInput, BmscaleError
-from bmscale.model.folder import PROVENANCE, ModelFolder, open_model_folder, read_json, write_json
+from bmscale.model.folder import PROVENANCE, ModelFolder, open_model_folder, read_json, tensor_files, write_json
 from bmscale.model.seal import sha256_of_file
 
 log = logging.getLogger("bmscale")
@@ -52,6 +54,7 @@ def export(
         model = open_model_folder(model, None)
     made = make_format(to, options)
     made.check(model)
+    _check_finite(model)
     out = check_place(Path(out), made.suffix, model.path)
     out.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(out)
@@ -77,6 +80,14 @@ def export(
         check_place(out, made.suffix, model.path)  # again: much time has gone by
         _keep(made, fresh, out, report, card)
     return report
+
+
+def _check_finite(model: ModelFolder) -> None:
+    """Raises BadInput for weights that no program could compute with."""
+    for name, file in tensor_files(model).items():
+        with safe_open(file, framework="pt") as tensors:
+            if not tensors.get_tensor(name).isfinite().all():
+                raise BadInput(f"{file}: tensor {name} has values that are not finite; export another model of the run")
 
 
 def _check_unchanged(model: ModelFolder) -> None:

@@ -19,6 +19,10 @@ REPORT = "export.json"
 def check_place(out: Path, suffix: str, model: Path) -> Path:
     """Where the artefact goes, `suffix` being the format's ending of names. Raises BadInput for a place in the model's
     own folder, or one that holds anything but an export as it was written."""
+    try:
+        out.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, or a NUL
+        raise BadInput(f"--out: must name where to write; got {str(out)!r}: {error}") from None
     if suffix and out.suffix != suffix:
         raise BadInput(f"--out: must end in {suffix}; got {out}")
     if out.name in ("", ".."):

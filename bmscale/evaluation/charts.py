@@ -1,7 +1,7 @@
 """Line charts over the training steps, as SVG that stands inside a page and takes the page's colours and letters."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,11 +10,12 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Matplotlib writes every colour as #rrggbb in a style attribute. These stand for the page's own, which change with
 # its light or dark scheme; no chart uses them for anything else.
-_INK, _GRID, _SERIES = "#010203", "#040506", ("#070809", "#0a0b0c")
-_OF_THE_PAGE = {_INK: "--ink", _GRID: "--rule", _SERIES[0]: "--series-1", _SERIES[1]: "--series-2"}
+INK, GRID, SERIES = "#010203", "#040506", ("#070809", "#0a0b0c")
+_OF_THE_PAGE = {INK: "--ink", GRID: "--rule", SERIES[0]: "--series-1", SERIES[1]: "--series-2"}
 
 # Inches. At this size letters of 9 points are those of the page where two charts stand side by side.
 _SIZE = (5.4, 3.3)
@@ -61,34 +62,41 @@ def line_chart(
     import matplotlib
     from matplotlib.figure import Figure
 
-    settings: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": title,
-        "font.size": 9,
-        "axes.edgecolor": _GRID,
-        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
-    }
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(settings(title)):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.add_subplot()
         drawn = [line for line in lines if not line.is_empty]
-        for line, colour in zip(lines, _SERIES, strict=False):  # a series has its colour though another is absent
+        for line, colour in zip(lines, SERIES, strict=False):  # a series has its colour though another is absent
             if not line.is_empty:
                 _draw(axes, line, colour)
         _scale(axes, drawn, scale)
         axes.set_xlabel("step")
         axes.set_ylabel(y_label)
-        axes.grid(color=_GRID, linewidth=0.5)
+        axes.grid(color=GRID, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(which="both", length=0)
         if drawn and len(lines) > 1:
-            axes.legend(frameon=False, labelcolor=_INK)
+            axes.legend(frameon=False, labelcolor=INK)
         _add_token_axis(axes, tokens, counted)
-        file = StringIO()
-        figure.savefig(
-            file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
-    return _for_the_page(file.getvalue(), title)
+        return for_the_page(to_svg(figure), title)
+
+
+def settings(title: str) -> dict[Any, Any]:
+    """Matplotlib's, for a figure whose colours are to become the page's."""
+    return {
+        "svg.fonttype": "none",
+        "svg.hashsalt": title,
+        "font.size": 9,
+        "axes.edgecolor": GRID,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    }
+
+
+def to_svg(figure: "Figure") -> str:
+    """Matplotlib's SVG file, without a date, in the colours above."""
+    file = StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return file.getvalue()
 
 
 def _draw(axes: "Axes", line: Line, colour: str) -> None:
@@ -146,8 +154,8 @@ def _add_token_axis(axes: "Axes", tokens: Sequence[tuple[float, float]], counted
     above.spines["top"].set_visible(False)
 
 
-def _for_the_page(svg: str, title: str) -> str:
-    """Matplotlib's file as an element of a page."""
+def for_the_page(svg: str, title: str) -> str:
+    """The file as an element of a page, in the page's colours and letters."""
     view = re.search(r'viewBox="[^"]*"', svg)
     body = svg[svg.index(">", svg.index("<svg ")) + 1 :]
     for pattern, replacement in (
@@ -162,3 +170,10 @@ def _for_the_page(svg: str, title: str) -> str:
     for colour, name in _OF_THE_PAGE.items():
         body = body.replace(colour, f"var({name})")
     return f'<svg role="img" {view[0] if view else ""}><title>{title}</title>{body}'
+
+
+def standing_alone(svg: str, colours: Mapping[str, str]) -> str:
+    """The file as it is for a paper: `colours` stand for those above, by the page's names (`--ink` and the rest)."""
+    for colour, name in _OF_THE_PAGE.items():
+        svg = svg.replace(colour, colours[name])
+    return svg

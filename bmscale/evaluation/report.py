@@ -72,7 +72,7 @@ def write_report(run: RunFolder) -> Path:
     Raises BadInput for a folder that is no run or whose run.yaml is damaged.
     """
     record = _read_record(run)
-    page = _environment().get_template("report.html.jinja").render(_contents(run, record))
+    page = page_environment(Path(__file__).parent).get_template("report.html.jinja").render(_contents(run, record))
     temporary = run.report.with_suffix(".tmp")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(run.report)
@@ -459,10 +459,11 @@ def _duration(value: Any) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
 
 
-def _environment() -> Environment:
-    """Everything printed is escaped, unless it is Markup, which only our own charts are."""
+def page_environment(folder: Path) -> Environment:
+    """For templates of a folder, with report.css. Everything printed is escaped, unless it is Markup, which only our
+    own charts are."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([folder, Path(__file__).parent]),
         autoescape=True,
         undefined=ChainableUndefined,  # a file without some key leaves a blank, not a traceback
         finalize=_visible,

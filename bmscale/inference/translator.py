@@ -223,6 +223,8 @@ class Translator:
         if (prefix is not None and prefixes is not None) or (n_best is not None and alternatives is not None):
             raise BadInput("give prefix or prefixes, and n_best or alternatives; got both")
         if prefix is not None:
+            if not isinstance(prefix, str):
+                raise BadInput(f"prefix: must be one text for all; got {prefix!r:.80}; a list is given as prefixes")
             prefixes = [prefix] * len(texts)
         most = max_batch_tokens if batch_tokens is None else batch_tokens
         options = SearchOptions(beam_size, length_penalty, most, max_length_ratio, max_length_extra)

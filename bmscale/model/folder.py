@@ -339,6 +339,11 @@ def _open(path: Path, task: str | None) -> ModelFolder:
 def _check_files(path: Path, *names: str) -> None:
     for name in names:
         if not (path / name).is_file():
+            if (path / "decoder.onnx").is_file():
+                raise BadInput(
+                    f"{path}: is an export to ONNX, which bmscale writes and does not read; its README.md shows a "
+                    "program that does, or give the model folder that it was made of"
+                )
             raise BadInput(f"{path / name}: missing; a model folder must have it: copy the whole folder again")
 
 

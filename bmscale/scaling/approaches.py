@@ -170,15 +170,16 @@ def isoflop(
         if len(log_n) < least:
             skipped.append(f"{C:.3g}")
             continue
-        best, at = _parabola(log_n, loss) if curve == "parabola" else _akima(log_n, loss)
+        best, at = parabola(log_n, loss) if curve == "parabola" else _akima(log_n, loss)
         if not log_n[0] < best < log_n[-1]:
-            edges.append(_edge(C, log_n, best))
+            numbers = ",".join(map(str, part.rows))
+            edges.append(f"{_edge(C, log_n, best)} (rows={numbers})")
             continue
         optima.append(Optimum(C, float(np.exp(best)), float(np.exp(np.interp(best, log_n, log_d))), at))
     if edges and not leave_out_edges:
         raise BadInput(
             f"{table.name}: the best size of a budget must lie between its smallest and largest; got "
-            f"{'; '.join(edges)}; or leave the budget out: --drop 'C<…' or 'C>…'"
+            f"{'; '.join(edges)}; or leave the budget out: --drop and its rows"
         )
     notes = tuple(f"left out: {edge}" for edge in edges)
     if skipped:
@@ -198,7 +199,7 @@ def _by_size(part: Table) -> tuple[Array, Array, Array]:
     return log_n, np.bincount(index, part["loss"]) / counts, np.bincount(index, np.log(part["D"])) / counts
 
 
-def _parabola(log_n: Array, loss: Array) -> tuple[float, float]:
+def parabola(log_n: Array, loss: Array) -> tuple[float, float]:
     """(log N, loss) of the vertex; where the curve bends down, the end with the least loss."""
     middle = log_n.mean()
     bend, slope, level = np.polyfit(log_n - middle, loss, 2)

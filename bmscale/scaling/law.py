@@ -166,11 +166,11 @@ class Law:
     def named(self, inner: Array) -> dict[str, float]:
         """The parameters by the paper's names and signs; infinite where a float does not hold them."""
         names = (*self.coefficients, *(shape.name for shape in self.shapes))
-        # Numbers of NumPy: a power of Python's own raises OverflowError.
+        # A law of the wrong form may end at a coefficient beyond the range of a float: it is infinite then.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             plain = dict(zip(names, np.exp(inner), strict=True))
-            paper = plain if self.to_paper is None else self.to_paper(plain)
-        return {name: float(value) for name, value in paper.items()}
+            found = plain if self.to_paper is None else self.to_paper(plain)
+        return {name: float(value) for name, value in found.items()}
 
     def given(self, parameters: Mapping[str, float]) -> Array:
         """(log c, log θ) of parameters by the paper's names; 0 is allowed for a coefficient.

@@ -68,7 +68,8 @@ def line_of(study: Study, trunk: Trunk, cell: Cell) -> dict[str, Any] | None:
 
     `loss` is that of the whole validation set at the last step (nats a target token, in the precision of training);
     N, N_… are as in Parameters; D are target tokens, U those of them that are different ones; C is counted from the
-    lengths of the texts, with attention and head, C_6ND is 6 N D; `seconds` include the trunk's up to the branch.
+    lengths of the texts, with attention and head, C_6ND is 6 N D; `started`
+    is when the cell began to be trained; `seconds` include the trunk's up to the branch.
     """
     run = study.run_folder(cell.name)
     found = final_loss(run, cell.steps)
@@ -76,7 +77,7 @@ def line_of(study: Study, trunk: Trunk, cell: Cell) -> dict[str, Any] | None:
         return None
     config, experiment = study.shape(cell.size), study.cell_experiment(trunk, cell)
     count, training = Parameters.of(config), experiment.training
-    epoch = _tokens_of_an_epoch(experiment.data.directory)
+    epoch = tokens_of_an_epoch(experiment.data.directory)
     tokens = int(found["tokens"])
     return {
         "cell": cell.name,
@@ -104,6 +105,7 @@ def line_of(study: Study, trunk: Trunk, cell: Cell) -> dict[str, Any] | None:
         "cooldown_steps": cell.steps - cell.branch_step,
         "steps": cell.steps,
         "tokens_per_step": training.tokens_per_step,
+        "started": record.read(run).starts[0]["time"],
         "seconds": found.get("seconds"),
         "run": str(run.path),
     }
@@ -114,7 +116,8 @@ def _manifest(directory: str) -> dict[str, Any]:
     return found
 
 
-def _tokens_of_an_epoch(directory: str) -> int | None:
+def tokens_of_an_epoch(directory: str) -> int | None:
+    """Target tokens (of documents, tokens) of the training data, None where the manifest does not say."""
     train = _manifest(directory)["splits"]["train"]
     tokens: int | None = train.get("target_tokens", train.get("tokens"))
     return tokens

@@ -44,7 +44,7 @@ def open_table(path: str | Path, columns: Sequence[str] = (), drop: Sequence[str
         raise BadInput(f"{path}: must be a CSV, TSV or JSONL file; it is a folder")
     if not path.is_file():
         raise BadInput(f"{path}: must be a CSV, TSV or JSONL file; there is no such file")
-    return make_table(str(path), _records(path), columns, drop)
+    return make_table(str(path), read_records(path), columns, drop)
 
 
 def make_table(
@@ -76,7 +76,8 @@ def make_table(
     return check(table)
 
 
-def _records(path: Path) -> list[Mapping[str, Any]]:
+def read_records(path: Path) -> list[Mapping[str, Any]]:
+    """The rows as they stand in the file. Raises BadInput for one that is no table."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -366,6 +366,8 @@ def budget_label(budget: float) -> str:
 
 def read_study(config: str, overrides: list[str], folder: str | None = None) -> Study:
     """A study by its file, or by the name of one that comes with the package. Raises BadInput."""
+    if folder == "":
+        raise BadInput("--folder: must name where the study is; got an empty name")
     names, path = preset_names(STUDIES), Path(config)
     if path.is_file():
         document = read_yaml(path)

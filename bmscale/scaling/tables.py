@@ -97,4 +97,4 @@ def _matches(table: Table, rule: str) -> Mask:
         except ValueError:
             raise BadInput(f"--drop: the value must be a number; got '{rule}'") from None
         return values > limit if compared[2] == ">" else values < limit
-    raise BadInput(f"--drop: must be rows=1-5,9 or COLUMN>VALUE or highest-loss=5; got '{rule}'")
+    raise BadInput(f"--drop: must be rows=1-5,9, COLUMN>VALUE, COLUMN<VALUE or highest-loss=5; got '{rule}'")

@@ -179,7 +179,7 @@ def write(
     before = read(folder) if folder.record.exists() else None
     starts = before.starts if before else []
     starts.append(
-        {"time": datetime.now(UTC).isoformat(timespec="seconds"), **resources, "git_commit": _commit(), **versions()}
+        {"time": datetime.now(UTC).isoformat(timespec="seconds"), **resources, "git_commit": commit(), **versions()}
     )
     values = {
         "experiment": experiment.model_dump(),
@@ -269,7 +269,7 @@ def versions() -> dict[str, Any]:
     return {"versions": found}
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit that this code is at, None outside a clone."""
     result = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False

@@ -139,6 +139,17 @@ def test_a_model_that_is_replaced_meanwhile_is_not_exported(make_model, test_fil
     assert os.listdir(tmp_path) == ["test.tsv"]
 
 
+def test_weights_that_are_not_finite_are_refused(make_model, test_file, tmp_path, capsys):
+    model = make_model("translation", "vanilla")
+    state = load_file(model.weights[0])
+    name = next(name for name in state if name.endswith("q_proj.weight"))
+    state[name][1, 2] = float("nan")
+    save_file(state, model.weights[0], metadata={"format": "pt"})
+    command = ["export", str(model.path), "--to", "hf", "--out", str(tmp_path / "out"), "--test", str(test_file)]
+    assert main(command) == 2
+    assert f"tensor {name} has values that are not finite" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -85,3 +85,10 @@ def test_a_model_folder_is_no_place(model):
     for out in (model, model / "export", model / ".." / model.name / "x"):
         with pytest.raises(BadInput, match="must not lie in the model's own folder"):
             check_place(out, "", model)
+
+
+def test_links_in_a_circle_are_no_place(model, tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for out in (tmp_path / "loop", tmp_path / "loop" / "x"):
+        with pytest.raises(BadInput, match="--out: must name where to write"):
+            check_place(out, "", model)

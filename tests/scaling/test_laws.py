@@ -120,3 +120,10 @@ def test_refusals_name_what_must_hold():
         CHINCHILLA.given({"E": 1.0})
     with pytest.raises(BadInput, match="exponents above"):
         CHINCHILLA.given({"E": 1.0, "A": 1.0, "B": 1.0, "alpha": 0.0, "beta": 1.0})
+
+
+def test_a_parameter_beyond_the_range_of_a_float_is_infinite():
+    """A back-test fits laws of the wrong form too: it must not end with them."""
+    found = KAPLAN.named(np.log([1e300, 1e10, 0.1, 0.1]))
+    assert found["N_c"] == np.inf
+    assert found["D_c"] == pytest.approx(1e10)

@@ -174,7 +174,7 @@ def test_an_experiment_that_is_not_complete_is_named_with_its_file(tmp_path):
 
 def test_an_empty_folder_is_refused(capsys):
     assert main(["scaling", "run", "ci", "--dry-run", "--folder", ""]) == 2
-    assert "--folder: must name where to write; got an empty name" in capsys.readouterr().err
+    assert "--folder: must name where the study is; got an empty name" in capsys.readouterr().err
 
 
 def test_the_example_of_the_readme_is_a_study(tmp_path):

@@ -44,10 +44,10 @@ def _json(body: bytes) -> dict[str, Any]:
 
 def _form(body: bytes) -> dict[str, list[str]]:
     try:
-        text = body.decode("ascii")
+        text = body.decode("utf-8")  # browsers escape it, `curl -d` does not
         return parse_qs(text, keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS)
-    except ValueError:  # also what is not ASCII, or not UTF-8 behind its escapes
-        raise Refused(400, "Invalid form: must be percent-encoded UTF-8") from None
+    except ValueError:
+        raise Refused(400, "Invalid form: must be UTF-8, as it is or percent-encoded") from None
 
 
 def _multipart(content_type: str, body: bytes) -> dict[str, list[str]]:

@@ -46,6 +46,8 @@ class CompletionRequest:
         model = models.language_models.get(str(fields.get("model")))
         if model is None:
             names = ", ".join(models.language_models) or "none"
+            if fields.get("model") is None:
+                raise Refused(400, f"model: must be given; there are: {names}")
             raise Refused(404, f"the model {str(fields.get('model'))[:80]!r} does not exist; there are: {names}")
         prompts = _strings(fields, "prompt", [""], limits.max_texts)
         if sum(map(len, prompts)) > limits.max_characters:

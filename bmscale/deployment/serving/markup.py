@@ -22,6 +22,7 @@ _VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "me
 _MAY_CLOSE_THEMSELVES = {"svg", "math"}
 
 _TAG_NAME = re.compile(r"</?([a-zA-Z][^\s/>]*)", re.ASCII)
+_NUMBER = re.compile(r"&#(\d+)", re.ASCII)
 _COMMENT_END = re.compile("--!?>")
 # A name may begin with =, and white space and slashes stand between attributes.
 _ATTRIBUTE_NAME = re.compile(r"[\s/]*(=?[^\s/>=]*)\s*", re.ASCII)
@@ -133,7 +134,7 @@ def _tag(document: str, named: re.Match[str]) -> tuple[_Tag | None, int]:
                 break
             position = value.end()
         if name:
-            attributes.setdefault(name, "" if value is None else html.unescape(value[value.lastindex or 0]))
+            attributes.setdefault(name, "" if value is None else text_of(value[value.lastindex or 0]))
         if document.startswith(">", position):
             closes_itself = document[position - 1] == "/" and (value is None or value.lastindex != 3)
             return _Tag(named[1].lower(), attributes, named[0][1] == "/", closes_itself), position + 1
@@ -142,7 +143,13 @@ def _tag(document: str, named: re.Match[str]) -> tuple[_Tag | None, int]:
 
 def text_of(piece: str) -> str:
     """The text that a piece of HTML stands for: `&amp;` is one character."""
-    return html.unescape(piece)
+    return html.unescape(_NUMBER.sub(_short, piece))
+
+
+def _short(number: re.Match[str]) -> str:
+    """A character's number without its leading zeros, or that of no character: Python reads no thousands of digits."""
+    digits = number[1].lstrip("0") or "0"
+    return f"&#{digits if len(digits) < 8 else 1114112}"
 
 
 def markup_of(text: str) -> str:

@@ -262,6 +262,10 @@ def _add_errors(app: FastAPI, timeout_seconds: float) -> None:
         response.headers.update(error.headers or {})
         return response
 
+    async def failed(request: Request, error: Exception) -> Response:
+        return error_response(request.url.path, 500, "the request could not be answered")
+
+    app.add_exception_handler(Exception, failed)  # else Starlette answers with plain text
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(Overloaded, overloaded)
     app.add_exception_handler(TooLong, too_long)

@@ -234,7 +234,7 @@ def _model(models: Models, source: str, target: str) -> TranslationModel:
     model = models.pairs.get((source, target))
     if model is not None:
         return model
-    for code, known in ((source, models.sources), (target, [target for _, target in models.pairs])):
+    for code, known in ((source, models.sources), (target, sorted({target for _, target in models.pairs}))):
         if code not in known:
-            raise Refused(400, f"{code[:40]} is not supported")
+            raise Refused(400, f"{code[:40]} is not supported; there are: {', '.join(known)}")
     raise Refused(400, f"{target} is not available as a target language from {source}")

@@ -147,7 +147,7 @@ def test_streams_count_in_the_queue(writer):
     ("changes", "status", "says"),
     [
         ({"model": "other"}, 404, "there are: writer"),
-        ({"model": None}, 404, "does not exist"),
+        ({"model": None}, 400, "model: must be given"),
         ({"prompt": [1, 2]}, 400, "ids of tokens"),
         ({"prompt": "a " * 500}, 400, "at most 119 tokens"),
         ({"max_tokens": 0}, 400, "max_tokens"),

@@ -89,4 +89,11 @@ def test_hostile_documents_are_quick(unit):
 
 def test_entities_are_characters_and_a_translation_opens_no_tag():
     assert text_of("A &amp; B &lt;x&gt; &#252;") == "A & B <x> ü"
+
+
+def test_numbers_of_characters_that_python_would_not_read():
+    assert text_of(f"&#{'9' * 5000};a") == "\ufffda"
+    assert text_of(f"&#{'0' * 5000}65;&#{'0' * 9}66 &#;") == "AB &#;"
+    tag = f'<p title="&#{"9" * 5000};">'
+    assert split_markup(tag + "a") == [(False, tag), (True, "a")]
     assert markup_of("<script> & ü") == "&lt;script&gt; &amp; ü"

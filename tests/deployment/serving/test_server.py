@@ -66,7 +66,7 @@ def test_libretranslates_client(running, translator):
         api.translate("x", "en", "xx")
     with refused.value as answer:
         assert answer.code == 400
-        assert json.loads(answer.read()) == {"error": "xx is not supported"}
+        assert json.loads(answer.read()) == {"error": "xx is not supported; there are: de, en, fr"}
 
 
 def test_a_list_comes_back_as_one(client, translator):
@@ -81,6 +81,10 @@ def test_forms_and_queries(client, translator):
     expected = {"translatedText": translator.translate([SENTENCES[1]], **OPTIONS)[0]}
     assert client.post("/translate", data=fields).json() == expected
     assert client.post("/translate", params=fields).json() == expected
+    unescaped = f"q={SENTENCES[4]}&source=en&target=de".encode()  # as `curl -d` sends it
+    kind = {"content-type": "application/x-www-form-urlencoded"}
+    umlauts = {"translatedText": translator.translate([SENTENCES[4]], **OPTIONS)[0]}
+    assert client.post("/translate", content=unescaped, headers=kind).json() == umlauts
     parts = {name: (None, value) for name, value in fields.items()}
     assert client.post("/translate", files=parts).json() == expected
     twice = client.post("/translate", data={**fields, "q": SENTENCES[:2]}).json()

@@ -1,0 +1,230 @@
+"""`bmscale scaling forecast`: predictions of cells that are not trained yet, frozen into a dated and hashed file.
+
+A forecast names what it rests on (law and rows as the back-test chose them, the parameters, the table's SHA-256 and
+that of each row) and ends with the SHA-256 of its own canonical JSON; a later one has the hash of the one before. So a
+change of a file shows, unless all hashes from there on are made anew: publish or commit the last one where the time
+matters.
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from bmscale.errors import BadInput
+from bmscale.scaling.analysis import AUTO, Analysis, analyse
+from bmscale.scaling.fit import Objective
+from bmscale.scaling.heldout import held_out
+from bmscale.scaling.intervals import LEVEL
+from bmscale.scaling.records import Records, digest, row_hashes
+from bmscale.scaling.tables import Table
+from bmscale.scaling.targets import at_budget, for_loss, predicted
+from bmscale.training import record
+
+FORMAT = 1
+LEAST_DRAWS = 100
+
+Content = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be forecast."""
+
+    cells: tuple[str, ...] = ()
+    """Names of the study's cells, or `NAME:N=1e8,D=2e9`; none stands for the study's hold-outs."""
+    budgets: tuple[float, ...] = ()
+    """FLOPs, as the table counts them."""
+    losses: tuple[float, ...] = ()
+    size: float | None = None
+    """Parameters of the model that `losses` are of; None for the compute-optimal one."""
+
+
+def freeze(records: Records, content: Content, out: Path | None = None) -> Path:
+    """Write a forecast as a new file; by default forecast.json, then forecast-2.json and so on in the folder.
+
+    Raises BadInput where the file is already there: a forecast is never written over.
+    """
+    path = out or next(path for number in range(1, 1000) if not (path := _path(records, number)).exists())
+    before = newest(records)
+    values = {**content, "previous": None}
+    if before is not None:
+        values["previous"] = {"file": before.name, "sha256": _read(before).get("sha256")}
+    text = json.dumps({**values, "sha256": digest(values)}, indent=1, ensure_ascii=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise BadInput(
+            f"--out: must be a new file; {path} is there, and a forecast is never written over. Without --out the next "
+            "one gets a name of its own"
+        ) from None
+    return path
+
+
+def _path(records: Records, number: int) -> Path:
+    return records.folder / f"{records.stem}{'' if number == 1 else f'-{number}'}.json"
+
+
+def files(records: Records) -> list[Path]:
+    """The forecasts in the folder, by the time that they say, then by name."""
+    found = [path for path in records.folder.glob(f"{records.stem}*.json") if path.is_file()]
+    return sorted(found, key=lambda path: (_time_said(path), len(path.name), path.name))
+
+
+def _time_said(path: Path) -> str:
+    """A damaged file comes first: whoever reads it says so."""
+    try:
+        return str(_read(path).get("frozen", ""))
+    except BadInput:
+        return ""
+
+
+def newest(records: Records) -> Path | None:
+    """The one that the next is chained to."""
+    return next(reversed(files(records)), None)
+
+
+def _read(path: Path) -> Content:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{path}: must be a forecast, a JSON object; {error}") from None
+    if not isinstance(values, dict):
+        raise BadInput(f"{path}: must be a forecast, a JSON object")
+    return values
+
+
+def read(path: Path) -> tuple[Content, bool]:
+    """(content, whether its hash is that of its content). Raises BadInput for a file that is no forecast."""
+    values = _read(path)
+    if not isinstance(values.get("cells"), list) or "sha256" not in values or "frozen" not in values:
+        raise BadInput(f"{path}: must be a forecast of `bmscale scaling forecast`: it has no cells or no hash")
+    if values.get("format") != FORMAT:
+        raise BadInput(f"{path}: must be of format {FORMAT}; got {values.get('format')}; another version wrote it")
+    return values, digest({key: value for key, value in values.items() if key != "sha256"}) == values["sha256"]
+
+
+# -- what is forecast
+
+
+def forecast(
+    records: Records,
+    asked: Asked,
+    *,
+    law: str = AUTO,
+    objective: Objective | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Content:
+    """The content of a forecast, without chain and hash.
+
+    Raises BadInput for a cell that is already trained or begun, for one that is not known, where nothing is asked for,
+    and for a table that no law can be fitted to.
+    """
+    if draws < LEAST_DRAWS:
+        raise BadInput(f"--draws: must be at least {LEAST_DRAWS} for prediction intervals; got {draws}")
+    table = records.table()
+    cells = held_out(records, table, asked.cells)
+    if not (cells or asked.budgets or asked.losses):
+        raise BadInput("nothing to forecast: the study has no holdouts; give --cells, --budget or --loss")
+    found = analyse(table, law=law, objective=objective, draws=draws, seed=seed)
+    assert found.bootstrap is not None  # draws are not 0
+    predictions = [{"cell": name, **columns, **predicted(found, columns)} for name, columns in cells.items()]
+    window = found.backtest.chosen.window if law == AUTO and found.backtest is not None else 1.0
+    return {
+        "format": FORMAT,
+        "name": records.name,
+        "frozen": datetime.now(UTC).isoformat(timespec="seconds"),
+        "software": {"bmscale": record.versions()["versions"]["bmscale"], "git_commit": record.commit()},
+        "table": _table(records, table, found),
+        "fit": {**_fit(found), "window": window, "chosen": "by the back-test" if law == AUTO else "by name"},
+        "backtest": _backtest(found, window),
+        "warnings": list(found.warnings),
+        "cells": predictions,
+        "budgets": [at_budget(found, budget) for budget in asked.budgets],
+        "losses": [for_loss(found, loss, asked.size) for loss in asked.losses],
+    }
+
+
+def _table(records: Records, table: Table, found: Analysis) -> Content:
+    columns = [*found.fit.law.needs, found.fit.law.target]
+    hashes = row_hashes(records, table, columns)
+    fitted = set(found.fitted.rows)
+    ids = [name for name, number in zip(hashes, table.rows, strict=True) if number in fitted]
+    return {
+        "file": records.file.name,
+        "sha256": sha256(records.file.read_bytes()).hexdigest(),
+        "columns": columns,
+        "column_options": list(records.columns),
+        "drop": list(records.drop),
+        "largest": {name: float(found.fitted[name].max()) for name in ("C", "D", "N") if name in found.fitted.columns},
+        "rows": hashes,
+        "fitted": ids,
+    }
+
+
+def _fit(found: Analysis) -> Content:
+    values = found.fit.to_dict()
+    boot = found.bootstrap
+    assert boot is not None
+    return {
+        **{name: values[name] for name in ("law", "equation", "loss", "parameters", "objective", "rows", "gone")},
+        "intervals": {"level": LEVEL, "parameters": {k: list(v) for k, v in found.parameter_intervals.items()}},
+        "draws": len(boot.inner),
+        "runs": boot.groups,
+        "certificate": values["certificate"],
+    }
+
+
+def _backtest(found: Analysis, window: float) -> Content | None:
+    tested = found.backtest
+    chosen = None if tested is None else tested.of(found.fit.law.name, window)
+    if tested is None or chosen is None:
+        return None
+    return {
+        "scale": tested.scale,
+        "held_out": tested.held_out,
+        "factor": tested.factor,
+        "error": chosen.error,
+        "best_error": chosen.best_error,
+    }
+
+
+def to_text(content: Content) -> str:
+    """What the command prints of a forecast."""
+    fit, table = content["fit"], content["table"]
+    lines = [
+        f"{content['name']}: law {fit['law']}, {fit['chosen']}, on {len(table['fitted'])} of "
+        f"{len(table['rows'])} rows; frozen {content['frozen']}"
+    ]
+    lines += [f"warning: {text}" for text in content["warnings"]]
+    for cell in content["cells"]:
+        target = "bleu" if "bleu" in cell else "loss"
+        lines.append(f"{cell['cell']}: {target} {cell[target]:.5g}, {_range(cell)}")
+    for one in content["budgets"]:
+        lines.append(
+            f"{one['budget']:.3g} FLOPs: N {one['N']:.4g} ({_ends(one['N_interval_95'])}), D {one['D']:.4g} "
+            f"({_ends(one['D_interval_95'])}), loss {one['loss']:.5g}, {_range(one)}"
+        )
+    for one in content["losses"]:
+        at = f"loss {one['loss']:g} at {one['at']}" + (f" of {one['N']:.4g} parameters" if one["N"] else "")
+        if one["D"] is None:
+            lines.append(f"{at}: out of reach, the law ends at {one['limit']:.5g}")
+        else:
+            lines.append(f"{at}: {one['D']:.4g} tokens ({_ends(one['D_interval_95'])}), {one['C']:.3g} FLOPs")
+    return "\n".join(lines)
+
+
+def _range(values: Content) -> str:
+    return "; ".join(
+        f"{level} % {values[f'interval_{level}'][0]:.5g} to {values[f'interval_{level}'][1]:.5g}" for level in (90, 95)
+    )
+
+
+def _ends(interval: list[float | None]) -> str:
+    low, high = ("out of reach" if end is None else f"{end:.3g}" for end in interval)
+    return f"95 % {low} to {high}"

@@ -1,0 +1,151 @@
+"""What a study, or a table, has on disk: rows by their ids with hashes, outcomes by cell, and when each was trained."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bmscale.config import preset_names
+from bmscale.data.manifest import MANIFEST
+from bmscale.errors import BadInput
+from bmscale.experiment import RunFolder
+from bmscale.scaling.outcome import TABLES, Parameters, tokens_of_an_epoch
+from bmscale.scaling.reading import open_table, read_records
+from bmscale.scaling.study import STUDIES, Cell, Study, Trunk, read_study
+from bmscale.scaling.tables import Table
+from bmscale.training import record
+
+Row = dict[str, Any]
+IDS = ("cell", "run", "run_name", "run_id", "name", "group")
+"""Columns that name a row, the first of them that is there and different in all rows."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """A study's folder, or a table on its own."""
+
+    name: str
+    folder: Path
+    """Where forecasts and the report are."""
+    file: Path
+    """The table that laws are fitted to."""
+    study: Study | None = None
+    columns: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    """As `--columns` and `--drop` gave them."""
+
+    @property
+    def stem(self) -> str:
+        """What names of forecasts begin with: a table's own name, since a folder may hold several."""
+        return "forecast" if self.study is not None else f"{self.file.stem}.forecast"
+
+    def table(self) -> Table:
+        """Raises BadInput where there is none yet, and for what no law can be fitted to."""
+        if self.study is not None and not (self.file.is_file() and self.file.stat().st_size):
+            raise BadInput(f"{self.file}: must hold the cells that are done; run the study first: bmscale scaling run")
+        return open_table(self.file, self.columns, self.drop)
+
+    def rows(self, kind: str = "table") -> list[Row]:
+        """The lines of table, holdouts or from_scratch; of a table on its own, its rows."""
+        path = self.file if self.study is None else self.folder / f"{kind}.jsonl"
+        return [dict(row) for row in read_records(path)] if path.is_file() and path.stat().st_size else []
+
+    @cached_property
+    def outcomes(self) -> dict[str, Row]:
+        """Every row by its id, hold-outs included; of a table on its own with its columns by our names."""
+        if self.study is None:
+            rows, table = self.rows(), self.table()
+            ids = row_ids(rows)
+            return {
+                ids[number - 1]: {
+                    **rows[number - 1],
+                    **{name: float(values[index]) for name, values in table.columns.items()},
+                }
+                for index, number in enumerate(table.rows)
+            }
+        return {str(row["cell"]): row for kind in dict.fromkeys(TABLES.values()) for row in self.rows(kind)}
+
+    def cells(self) -> dict[str, tuple[Trunk, Cell]]:
+        """The study's cells by name; none of a table."""
+        trunks = [] if self.study is None else self.study.trunks
+        return {cell.name: (trunk, cell) for trunk in trunks for cell in trunk.cells}
+
+    def run_folder(self, cell: str) -> RunFolder | None:
+        """Of a cell of the study; None for a table."""
+        return None if self.study is None else self.study.run_folder(cell)
+
+    def started(self, cell: str) -> str | None:
+        """When the cell's training began, ISO 8601: by its run folder, or else by its row; None where neither says."""
+        run = self.run_folder(cell)
+        if run is not None and run.record.is_file():
+            return str(record.read(run).starts[0]["time"])
+        time = self.outcomes.get(cell, {}).get("started")
+        return None if time is None else str(time)
+
+
+def open_records(
+    given: str, folder: str | None = None, columns: Sequence[str] = (), drop: Sequence[str] = ()
+) -> Records:
+    """Of a study's YAML file, its name, its folder, or a table's file. Raises BadInput for anything else."""
+    path = Path(given)
+    if path.is_dir():
+        if not (path / "study.yaml").is_file():
+            raise BadInput(f"{path}: must be a study's folder, a study's YAML file or a table; it has no study.yaml")
+        study = read_study(str(path / "study.yaml"), [], folder or str(path))
+    elif path.suffix in (".yaml", ".yml") or (not path.exists() and given in preset_names(STUDIES)):
+        study = read_study(given, [], folder)
+    else:
+        return Records(path.stem, path.parent, path, None, tuple(columns), tuple(drop))
+    return Records(study.config.name, study.folder, study.table, study, tuple(columns), tuple(drop))
+
+
+def row_ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for each row: that of the first column of IDS in which all are different, or `row N`."""
+    for key in IDS:
+        names = [str(row.get(key) or "") for row in rows]
+        if all(names) and len(set(names)) == len(names):
+            return names
+    return [f"row {number}" for number in range(1, len(rows) + 1)]
+
+
+def row_hashes(records: Records, table: Table, columns: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of each row's values, by the row's id: what a fit has read, whatever else stands beside it."""
+    ids = row_ids(records.rows())
+    return {
+        ids[number - 1]: digest({name: float(table[name][index]) for name in columns if name in table.columns})
+        for index, number in enumerate(table.rows)
+    }
+
+
+def canonical(values: Mapping[str, Any]) -> bytes:
+    """JSON that is the same for the same content: sorted keys, no spaces, UTF-8."""
+    return json.dumps(
+        values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()  # fmt: skip
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON."""
+    return hashlib.sha256(canonical(values)).hexdigest()
+
+
+def columns_of(study: Study, trunk: Trunk, cell: Cell) -> dict[str, float]:
+    """N, D, C and the rest of a cell that is not trained yet, counted as its line will have them."""
+    count = Parameters.of(study.shape(cell.size))
+    tokens = cell.steps * study.tokens_per_step
+    directory = study.plain.data.directory
+    epoch = tokens_of_an_epoch(directory) if (Path(directory) / MANIFEST).is_file() else None
+    found = {
+        "N": count.all,
+        "N_non_embedding": count.non_embedding,
+        "N_with_head": count.with_head,
+        "N_e": count.encoder,
+        "N_d": count.decoder,
+        "D": tokens,
+        "U": tokens if epoch is None else min(tokens, epoch),
+        "C": cell.steps * trunk.flops_per_step,
+    }
+    return {name: float(value) for name, value in found.items() if value}
