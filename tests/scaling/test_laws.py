@@ -42,13 +42,6 @@ def test_muennighoff_as_published():
     np.testing.assert_allclose(found, [2.2256440889984477, 2.2269634075087867], rtol=1e-12)
 
 
-def test_parameters_beyond_a_float_are_infinite():
-    found = KAPLAN.named(np.log([1e200, 1e9, 0.2, 0.1]))  # N_c = 1e200^5
-    assert found["N_c"] == np.inf
-    assert found["D_c"] == pytest.approx(1e9)
-    assert CHINCHILLA.named(np.array([0.0, 800.0, 0.0, -1.0, -1.0]))["A"] == np.inf
-
-
 def test_unrepeated_data_is_chinchilla():
     at = {"N": np.array([1e8]), "D": np.array([1e10]), "U": np.array([1e10])}
     plain = {name: MUENNIGHOFF[name] for name in CHINCHILLA.parameters}
@@ -127,3 +120,5 @@ def test_a_parameter_beyond_the_range_of_a_float_is_infinite():
     found = KAPLAN.named(np.log([1e300, 1e10, 0.1, 0.1]))
     assert found["N_c"] == np.inf
     assert found["D_c"] == pytest.approx(1e10)
+    assert CHINCHILLA.named(np.array([0.0, 800.0, 0.0, -1.0, -1.0]))["A"] == np.inf
+    assert SATURATING.named(np.array([-800.0, 0.0, -1.0]))["C"] == np.inf  # a slope of 0
