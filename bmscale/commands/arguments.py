@@ -1,8 +1,8 @@
 """What the options of several commands have in common, and how text comes in and goes out."""
 
 import argparse
-import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -62,8 +62,12 @@ def _check_place(option: str, given: str, folder: Path) -> None:
         raise BadInput(f"{option}: must name where to write; got an empty name")
     if not there.is_dir():
         raise BadInput(f"{option}: must be a free path or a folder; got '{given}', and {there} is no folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise BadInput(f"{option}: must be where you may write; got '{given}', and {there} cannot be written")
+    try:  # permissions do not say it of /proc, or to root of a file system that is mounted read-only
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise BadInput(
+            f"{option}: must be where you may write; got '{given}', and {there} cannot be written: {error.strerror}"
+        ) from None
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:

@@ -91,7 +91,7 @@ def _plan(options: argparse.Namespace) -> int:
     if options.config is None:
         raise BadInput("CONFIG: must be given, as a YAML file or the name of a preset such as toy")
     experiment = read_experiment(options.config, options.overrides)
-    if options.plot:
+    if options.plot is not None:
         charts.check_path(Path(options.plot))
         check_file("--plot", options.plot)
     if options.write is not None:
@@ -114,7 +114,7 @@ def _plan(options: argparse.Namespace) -> int:
         tokens = experiment.training.max_steps * found.ways[0].step.tokens
     costs = None if tokens is None else plan.cost(found, found.ways[0], tokens, options.price)
     print(json.dumps(plan.to_dict(found, costs), indent=2) if options.json else table.to_text(found, costs))
-    if options.plot:
+    if options.plot is not None:
         charts.draw(found, Path(options.plot))
         log.info("written to %s", options.plot)
     if found.chosen is None:

@@ -113,7 +113,7 @@ def _fit(options: argparse.Namespace) -> int:
     from bmscale.scaling.fit import Objective
     from bmscale.scaling.records import open_records
 
-    if options.plot:
+    if options.plot is not None:
         charts.check_path(Path(options.plot))
         check_file("--plot", options.plot)
     for name in ("draws", "restarts", "seed"):
@@ -129,7 +129,7 @@ def _fit(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     print(json.dumps(found.to_dict(), indent=2) if options.json else analysis.to_text(found))
-    if options.plot:
+    if options.plot is not None:
         charts.draw(found, Path(options.plot))
         log.info("written to %s", options.plot)
     return 0

@@ -124,8 +124,10 @@ def _serve(options: argparse.Namespace) -> None:
         if keys is None and not is_loopback(bound):
             log.warning("anyone who reaches %s can use the server; --api-keys FILE asks for a key", options.host)
         service = Service(models, limits, keys, metrics)
-        run(make_app(service, sites), bound, limits)
-        log.info("everything that was accepted is answered")
+        if run(make_app(service, sites), bound, limits):
+            log.info("everything that was accepted is answered")
+        else:
+            log.warning("the time was over before everything that was accepted was answered")
 
 
 @contextlib.contextmanager

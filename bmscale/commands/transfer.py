@@ -58,7 +58,7 @@ def _parametrizations(options: argparse.Namespace) -> list[str]:
 def _check_plot(options: argparse.Namespace) -> None:
     from bmscale.planning.charts import check_path
 
-    if options.plot:
+    if options.plot is not None:
         check_path(Path(options.plot))
         check_file("--plot", options.plot)
 
@@ -84,7 +84,7 @@ def _coordinates(options: argparse.Namespace) -> int:
     ]
     texts = "\n\n".join(map(coordinates.table, found))
     print(json.dumps([one.to_dict() for one in found], indent=2) if options.json else texts)
-    if options.plot:
+    if options.plot is not None:
         coordinates.draw(found, Path(options.plot))
         log.info("written to %s", options.plot)
     return 1 if found[0].failures() else 0
@@ -122,7 +122,7 @@ def _transfer(options: argparse.Namespace) -> int:
         if options.json
         else "\n\n".join(map(transfer.table, found))
     )
-    if options.plot:
+    if options.plot is not None:
         transfer.draw(found, Path(options.plot))
         log.info("written to %s", options.plot)
     return 0 if found[0].holds else 1

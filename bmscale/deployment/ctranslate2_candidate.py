@@ -10,10 +10,12 @@ from bmscale.inference.ctranslate2_backend import CTranslate2Backend
 from bmscale.inference.ctranslate2_folder import (
     LANGUAGE_MODEL,
     CTranslate2Folder,
-    import_ctranslate2,
+    batch_tokens,
     kind_of,
     open_ctranslate2_folder,
 )
+from bmscale.inference.ctranslate2_language_model import CTranslate2LanguageModel
+from bmscale.inference.sampling import SamplingOptions
 from bmscale.inference.translator import Translator
 
 
@@ -55,27 +57,25 @@ class TranslationCandidate:
         return self._translator.translate(lines, **self._search)
 
 
-def never_written(tokenizer: Tokenizer) -> list[str]:
-    """Pieces that a language model must not write: they are no text (inference/generator.py bars the same)."""
+def never_written(tokenizer: Tokenizer) -> list[int]:
+    """Tokens that a language model must not write: they are no text (inference/generator.py bars the same)."""
     mask = tokenizer.mask_id
-    return tokenizer.pieces([BOS, PAD, UNK, *([] if mask is None else [mask])])
+    return [BOS, PAD, UNK, *([] if mask is None else [mask])]
 
 
 class LanguageModelCandidate:
     """A decoder (formats.Candidate)."""
 
     def __init__(self, folder: CTranslate2Folder) -> None:
-        self._generator = import_ctranslate2().Generator(str(folder.path), device="cpu")
+        self._model = CTranslate2LanguageModel(folder, "cpu")
         self._tokenizer: Tokenizer = folder.tokenizer
-        self._ids = {
-            piece: number for number, piece in enumerate(self._pieces(range(folder.tokenizer.vocabulary_size)))
-        }
-        self._never = [[piece] for piece in never_written(folder.tokenizer)]
+        self._never = never_written(folder.tokenizer)
 
     def log_probabilities(self, pairs: Sequence[tuple[str, str]]) -> list[list[float]]:
         """Of every token of each text behind <s>, </s> included."""
-        rows = [self._pieces(document_ids(self._tokenizer, text)) for _, text in pairs]
-        found = self._generator.score_batch(rows, max_batch_size=2048, batch_type="tokens", max_input_length=0)
+        rows = [self._tokenizer.pieces(document_ids(self._tokenizer, text)) for _, text in pairs]
+        size = batch_tokens(self._model.engine, [len(row) for row in rows], 2048)
+        found = self._model.engine.score_batch(rows, max_batch_size=size, batch_type="tokens", max_input_length=0)
         return [list(result.log_probs) for result in found]
 
     def greedy(self, lines: Sequence[str]) -> list[str]:
@@ -84,23 +84,11 @@ class LanguageModelCandidate:
 
     def greedy_ids(self, lines: Sequence[str]) -> list[list[int]]:
         """The same as ids, without </s>."""
-        rows = [self._pieces(document_ids(self._tokenizer, line)[:-1]) for line in lines]
-        found = self._generator.generate_batch(
-            rows,
-            max_batch_size=2048,
-            batch_type="tokens",
-            max_length=GREEDY_TOKENS,
-            min_length=0,
-            sampling_topk=1,
-            suppress_sequences=self._never,
-            include_prompt_in_result=False,
-        )
-        sequences = [[self._ids[piece] for piece in result.sequences[0]] for result in found]
-        return [ids[:-1] if ids and ids[-1] == EOS else ids for ids in sequences]
+        prompts = [document_ids(self._tokenizer, line)[:-1] for line in lines]
+        limits = [min(GREEDY_TOKENS, self._model.positions - len(prompt)) for prompt in prompts]
+        found = self._model.write(prompts, [0] * len(prompts), limits, SamplingOptions(temperature=0), self._never)
+        return [ids[:-1] if ids and ids[-1] == EOS else ids for ids in found]
 
     def translate(self, lines: Sequence[str]) -> list[str]:
         """Not asked of a language model."""
         raise TypeError("a language model does not translate")
-
-    def _pieces(self, ids: Sequence[int]) -> list[str]:
-        return self._tokenizer.pieces(ids)

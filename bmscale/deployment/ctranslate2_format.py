@@ -108,7 +108,8 @@ class CTranslate2Format:
     def usage(self, model: ModelFolder) -> str:
         """How to load the folder, from within it."""
         if isinstance(model.config, DecoderOnlyConfig):
-            never = json.dumps([[piece] for piece in never_written(Tokenizer.load(model.tokenizer))])
+            tokenizer = Tokenizer.load(model.tokenizer)
+            never = json.dumps([[piece] for piece in tokenizer.pieces(never_written(tokenizer))])
             return _LANGUAGE_MODEL_USAGE.replace("NEVER", never)
         return _TRANSLATION_USAGE
 

@@ -37,7 +37,7 @@ class CTranslate2Backend:
         self.translator = open_engine(folder, device, compute_type)
         self._pieces = folder.tokenizer.pieces(range(folder.tokenizer.vocabulary_size))
         self._ids = {piece: number for number, piece in enumerate(self._pieces)}
-        self._positions = folder.max_position_embeddings
+        self.positions = folder.max_position_embeddings
         self._longest = folder.max_position_embeddings if folder.has_position_table else None
 
     @classmethod
@@ -62,12 +62,12 @@ class CTranslate2Backend:
         self._check_lengths([sources[row] for row in wanted])
 
         def limit(row: int) -> int:
-            return options.limit(len(sources[row]), len(prefixes[row].ids), self._positions)
+            return options.limit(len(sources[row]), len(prefixes[row].ids), self.positions)
 
         def rough_limit(row: int) -> int:
             """That of its class of lengths: one limit for many rows makes large batches, and is the row's own."""
             length = -(-len(sources[row]) // _LENGTH_CLASS) * _LENGTH_CLASS
-            return options.limit(length, 0, self._positions)
+            return options.limit(length, 0, self.positions)
 
         free = [row for row in wanted if not prefixes[row].ids]
         too_long = []
@@ -104,11 +104,11 @@ class CTranslate2Backend:
         if self._longest is not None:  # the room behind a prefix ends with the table
             limit = min(limit, self._longest)
         most = max(1, options.max_batch_tokens // options.beam_size)
+        tokens = [self._tokens(sources[row]) for row in rows]
         found = self.translator.translate_batch(
-            [self._tokens(sources[row]) for row in rows],
+            tokens,
             None if prefixes is None else [self._tokens(prefix) for prefix in prefixes],
-            max_batch_size=batch_tokens(self.translator, [len(sources[row]) for row in rows], most),
-            batch_type="tokens",
+            **self._batches_of(tokens, most),
             beam_size=options.beam_size,
             num_hypotheses=n,
             length_penalty=options.length_penalty,
@@ -117,7 +117,6 @@ class CTranslate2Backend:
             patience=2.0,
             max_decoding_length=limit - 1,
             min_decoding_length=0,  # 1 would forbid </s> at first, and the score of everything else would change
-            max_input_length=0,
         )
         return [_once(map(self._numbers, result.hypotheses)) for result in found]
 
@@ -157,13 +156,14 @@ class CTranslate2Backend:
         self._check_lengths([*sources, *([*prefix, EOS] for prefix in prefixes)])
         found: list[np.ndarray] = [np.zeros(0)] * len(sources)
         for length, rows in _batches(range(len(sources)), sources, [len(prefix) for prefix in prefixes]):
+            tokens = [self._tokens(sources[row]) for row in rows]
             answers = self.translator.translate_batch(
-                [self._tokens(sources[row]) for row in rows],
+                tokens,
                 [self._tokens(prefixes[row]) for row in rows],
+                **self._batches_of(tokens, _MOST_SLOTS),
                 beam_size=1,
                 max_decoding_length=length + 1,
                 min_decoding_length=0,
-                max_input_length=0,
                 return_logits_vocab=True,
             )
             for row, answer in zip(rows, answers, strict=True):
@@ -182,12 +182,9 @@ class CTranslate2Backend:
     ) -> list[list[float]]:
         """The same token by token, </s> included."""
         self._check_lengths([*sources, *targets])
+        tokens = [self._tokens(source) for source in sources]
         found = self.translator.score_batch(
-            [self._tokens(source) for source in sources],
-            [self._tokens(target) for target in targets],
-            max_batch_size=max_batch_tokens,
-            batch_type="tokens",
-            max_input_length=0,
+            tokens, [self._tokens(target) for target in targets], **self._batches_of(tokens, max_batch_tokens)
         )
         return [list(result.log_probs) for result in found]
 
@@ -197,13 +194,14 @@ class CTranslate2Backend:
         found = [np.zeros((len(target) - 1, len(source) - 1)) for source, target in zip(sources, targets, strict=True)]
         wanted = [row for row, matrix in enumerate(found) if matrix.size]
         for length, rows in _batches(wanted, sources, [len(target) - 1 for target in targets]):
+            tokens = [self._tokens(sources[row]) for row in rows]
             answers = self.translator.translate_batch(
-                [self._tokens(sources[row]) for row in rows],
+                tokens,
                 [self._tokens(targets[row]) for row in rows],
+                **self._batches_of(tokens, _MOST_SLOTS),
                 beam_size=1,
                 max_decoding_length=length,  # nothing behind the target
                 min_decoding_length=0,
-                max_input_length=0,
                 return_attention=True,
             )
             for row, answer in zip(rows, answers, strict=True):
@@ -214,6 +212,11 @@ class CTranslate2Backend:
     def _tokens(self, ids: Sequence[int]) -> list[str]:
         """Pieces of ids, without the </s> at their end, which the engine puts there itself."""
         return [self._pieces[number] for number in (ids[:-1] if ids and ids[-1] == EOS else ids)]
+
+    def _batches_of(self, tokens: Sequence[Sequence[str]], most: int) -> dict[str, Any]:
+        """How a call goes to the workers of the engine; no source is cut."""
+        size = batch_tokens(self.translator, [len(row) for row in tokens], most)
+        return {"max_batch_size": size, "batch_type": "tokens", "max_input_length": 0}
 
     def _numbers(self, tokens: Sequence[str]) -> list[int]:
         return [self._ids[token] for token in tokens]

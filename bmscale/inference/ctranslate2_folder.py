@@ -24,6 +24,7 @@ COMPUTE_TYPES = (
     "float32", "int8", "int8_float32", "float16", "bfloat16", "int8_float16", "int8_bfloat16",
 )  # fmt: skip
 """In what a model can be kept and computed; the names are CTranslate2's."""
+_MOST_WORKERS = 1024  # the engine aborts where threads cannot be had
 TRANSLATOR, LANGUAGE_MODEL = "TransformerSpec", "TransformerDecoderSpec"
 
 
@@ -124,13 +125,14 @@ def open_engine(folder: CTranslate2Folder, device: str = "auto", compute_type: s
 
     On a CPU as many workers as OMP_NUM_THREADS says (as there are cores, without it), of one thread each: two threads
     that share a product of int8 wait for each other far longer than they work (two cores, width 256, one sentence: 8
-    a second with two threads, 100 with one), and in float32 workers are as fast. `batch_tokens` gives each its share.
+    a second with two threads, 100 with one), and in float32 workers are as fast. `batch_tokens` gives each its
+    share of a call; the memory of their activations adds up.
 
     Raises BadInput where ctranslate2 is not installed, or the device or compute type cannot be had.
     """
     package = import_ctranslate2()
     kind, _, index = str(device).partition(":")
-    if kind not in ("auto", "cpu", "cuda") or not (index.isdigit() or not index) or (index and kind != "cuda"):
+    if kind not in ("auto", "cpu", "cuda") or not (index.isdecimal() or not index) or (index and kind != "cuda"):
         raise BadInput(f"device: must be auto, cpu, cuda, or cuda:1 and so on, for CTranslate2; got {device}")
     if compute_type not in ("auto", *COMPUTE_TYPES):
         raise BadInput(f"compute type: must be auto or one of {', '.join(COMPUTE_TYPES)}; got {compute_type}")
@@ -147,11 +149,17 @@ def open_engine(folder: CTranslate2Folder, device: str = "auto", compute_type: s
 
 def _workers() -> int:
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(given) if given.isdigit() and int(given) else cores()
+    return min(int(given), _MOST_WORKERS) if given.isdecimal() and int(given) else cores()
 
 
 def batch_tokens(engine: Any, lengths: Sequence[int], most: int) -> int:
     """How many padded tokens a batch of rows of these lengths may have: `most`, or less where that leaves a worker of
-    the engine without rows."""
-    longest, total = max(lengths), sum(lengths)
-    return min(most, max(longest, -(-total // engine.num_translators)))
+    the engine without rows. The engine counts the pieces that it is given, of a pair those of the source."""
+    longest, total = max(lengths, default=0), sum(lengths)
+    return max(1, min(most, max(longest, -(-total // workers_of(engine)))))
+
+
+def workers_of(engine: Any) -> int:
+    """How many batches a Translator or Generator computes at the same time."""
+    count: int = engine.num_translators if hasattr(engine, "num_translators") else engine.num_generators
+    return count

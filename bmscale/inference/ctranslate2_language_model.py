@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from bmscale.data.tokenizer import EOS
-from bmscale.inference.ctranslate2_folder import CTranslate2Folder, open_engine
+from bmscale.inference.ctranslate2_folder import CTranslate2Folder, open_engine, workers_of
 from bmscale.inference.sampling import SamplingOptions
 
 _FIRST_DRAFT, _LONGEST_DRAFT = 4, 32  # tokens
@@ -89,22 +89,30 @@ class CTranslate2LanguageModel:
         self, batch: Sequence["_Row"], most: int, never: Sequence[int], *, with_logits: bool = True
     ) -> list[tuple[list[int], list[np.ndarray]]]:
         """The most probable tokens behind each row, at most so many and without </s>, and the (V,) logits that each
-        was chosen by, those of </s> too where it comes."""
+        was chosen by, those of </s> too where it comes. Each worker of the engine has its share of the rows."""
         texts = [[*row.prompt, *row.written] for row in batch]
-        answers = self.engine.generate_batch(
-            [[self._pieces[token] for token in text] for text in texts],
-            max_length=most,
-            min_length=0,
-            include_prompt_in_result=False,
-            suppress_sequences=[[self._pieces[token]] for token in never],
-            return_logits_vocab=with_logits,
-        )
-        shortest = min(map(len, texts))
+        share = -(-len(texts) // workers_of(self.engine))
+        parts = [texts[first : first + share] for first in range(0, len(texts), share)]
+        asked = [
+            self.engine.generate_batch(
+                [[self._pieces[token] for token in text] for text in part],
+                max_length=most,
+                min_length=0,
+                include_prompt_in_result=False,
+                suppress_sequences=[[self._pieces[token]] for token in never],
+                return_logits_vocab=with_logits,
+                asynchronous=True,
+            )
+            for part in parts
+        ]
         drafts = []
-        for text, answer in zip(texts, answers, strict=True):
-            # A text beyond the shortest is gone through step by step, and these steps have logits too.
-            logits = answer.logits[0][len(text) - shortest :] if with_logits else []
-            drafts.append((list(answer.sequences_ids[0]), [np.array(step_V) for step_V in logits]))
+        for part, answers in zip(parts, asked, strict=True):
+            shortest = min(map(len, part))
+            for text, answer in zip(part, answers, strict=True):
+                found = answer.result()
+                # A text beyond the shortest is gone through step by step, and these steps have logits too.
+                logits = found.logits[0][len(text) - shortest :] if with_logits else []
+                drafts.append((list(found.sequences_ids[0]), [np.array(step_V) for step_V in logits]))
         return drafts
 
 

@@ -118,16 +118,30 @@ class Generator:
         return [[found[number * samples + sample] for sample in range(samples)] for number in range(len(ids))]
 
     def stream(
-        self, prompt: str, options: SamplingOptions | None = None, *, out: Callable[[str], None], sample: int = 0
+        self,
+        prompt: str,
+        options: SamplingOptions | None = None,
+        *,
+        out: Callable[[str], None],
+        sample: int = 0,
+        watch: Callable[[], None] | None = None,
     ) -> Generation:
         """One continuation; the prompt and then the text go to `out` part by part, as soon as characters are whole.
+
+        `watch` is called for each token, whether or not it adds to the text; what it or `out` raises ends the writing.
 
         The text is that of this sample of `generate`. Raises BadInput as `generate` does, before anything is given out.
         """
         ids = self._prompt_ids(prompt)
         out(prompt)
         parts = _Parts(lambda written: self._text(ids, written), out)
-        (result,) = self._write([(ids, sample)], options or SamplingOptions(), parts.add)
+
+        def add(token: int) -> None:
+            if watch is not None:
+                watch()
+            parts.add(token)
+
+        (result,) = self._write([(ids, sample)], options or SamplingOptions(), add)
         parts.finish(result.text)
         return result
 

@@ -75,6 +75,9 @@ class Backend(Protocol):
     name: str
     """As `--backend` has it."""
 
+    positions: int
+    """The most tokens of a translation, </s> counted."""
+
     def search(
         self,
         sources: Sequence[Sequence[int]],

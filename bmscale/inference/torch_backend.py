@@ -180,6 +180,7 @@ class TorchBackend:
     def __init__(self, model: Any) -> None:
         """`model`: one of bmscale.model, on any device, in evaluation mode."""
         self.model = model
+        self.positions = int(model.config.max_position_embeddings)
 
     @classmethod
     def from_pretrained(

@@ -131,7 +131,7 @@ class TransformerConfig(PreTrainedConfig):
                     f"{self.parametrization}"
                 )
             if self.parametrization == "mup" and not 0 < value <= 2**20:
-                raise ValueError(f"{name} must be between 1 and {2**20:,}; got {value}")
+                raise ValueError(f"{name} must be between 1 and {2**20:,}, or 0 for {MUP_BASE[name]}; got {value}")
 
     def _check_ranges(self) -> None:
         for name in _POSITIVE:

@@ -22,8 +22,8 @@ def seal(folder: Path) -> dict[str, Any]:
 def check_files(folder: Path, record: Any) -> None:
     """Compare the files of a folder with a record that has what `seal` returned: first all sizes, then what they hold.
 
-    A record without it (of an earlier version) is not checked. Raises BadInput, naming the file, for one that is
-    missing, or has other bytes.
+    A record without it (of an earlier version) is not checked, and never the file that the record stands in. Raises
+    BadInput, naming the file, for one that is missing, or has other bytes.
     """
     files = record.get("files") if isinstance(record, dict) else None
     if not isinstance(files, dict):

@@ -277,6 +277,11 @@ def _backtest_text(tested: BackTest | None) -> list[str]:
         else:
             errors = f"{100 * one.error:8.2f} %   {100 * np.expm1(one.best_error):+.2f} %"
             lines.append(f"  {one.law:22}{one.window:7.0%}{one.rows:6}{errors}")
+    lines.append("  rows: without those held out; the law above is fitted to its window with them")
+    if any(one.law == FRONTIER.name for one in tested.candidates):
+        lines.append(
+            f"  {FRONTIER.name} forecasts only the best run of a budget: its error is of fewer rows, so it ranks last"
+        )
     return lines
 
 

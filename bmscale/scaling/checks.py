@@ -20,8 +20,9 @@ FEW = 5
 def check(table: Table) -> Table:
     """The table with its warnings. Raises BadInput for values that no law can be fitted to.
 
-    Refused: neither loss nor bleu, values that are not finite, counts of 0 or below, units that must be mixed within a
-    column, C far from 6 N D in some rows and near in others. Warned of: rows that are there twice, units that look odd.
+    Refused: neither loss nor bleu, values that are not finite, counts of 0 or below, a loss that is the same in all
+    rows, units that must be mixed within a column, C far from 6 N D in some rows and near in others. Warned of: rows
+    that are there twice, units that look odd.
     """
     if "loss" not in table.columns and "bleu" not in table.columns:
         got = ", ".join(table.columns) or "none"
@@ -31,6 +32,7 @@ def check(table: Table) -> Table:
         _check_values(table, name, values, positive=counted or name in ("loss", "bleu"))
         if counted:
             _check_unit(table, name, values)
+    _check_varies(table, "loss" if "loss" in table.columns else "bleu")
     warnings = [*_odd_units(table), *_odd_compute(table), *_twice(table)]
     return replace(table, warnings=(*table.warnings, *warnings))
 
@@ -42,6 +44,15 @@ def _check_values(table: Table, name: str, values: Array, *, positive: bool) -> 
         raise BadInput(
             f"{table.name}: row {table.rows[first]}, {name} must be finite{' and above 0' if positive else ''}; got "
             f"{values[first]:g} ({int(bad.sum())} such rows); a diverged run belongs out of the table: --drop rows=…"
+        )
+
+
+def _check_varies(table: Table, target: str) -> None:
+    values = table[target]
+    if len(values) > 1 and np.ptp(values) <= 1e-9 * values.max():
+        raise BadInput(
+            f"{table.name}: {target} must differ between rows; got {values[0]:g} in all {len(values)}; is it the right "
+            f"column? --columns {target}=NAME"
         )
 
 
@@ -117,6 +128,7 @@ def check_law(table: Table, law: Law) -> list[str]:
     A term c x^-e beside a constant needs three different x, without a constant two; a law of N and D needs more than
     one budget, within which N and D say the same.
     """
+    _check_varies(table, law.target)
     constant = any(not term.exponents for term in law.terms)
     warnings = []
     for name in law.needs:

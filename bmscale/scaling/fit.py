@@ -239,7 +239,7 @@ def fit(
 
     `restarts` random starts check the optimum (and are counted in the certificate); with `warm`, parameters to begin
     at, nothing else is tried: for refits. Raises BadInput for a column that is missing, for values without a logarithm,
-    and for fewer rows than parameters.
+    for fewer rows than parameters, and where a parameter ends beyond what a float holds.
     """
     began = time.perf_counter()
     objective = objective or Objective()
@@ -258,8 +258,14 @@ def fit(
     gone = tuple(name for name, at in zip(law.coefficients, log_c, strict=True) if at < log_c.max() + np.log(GONE))
     inner = law.shift(inner, problem.origin)
     seconds = time.perf_counter() - began
-    value = problem.value(value)
-    return Fit(law, objective, law.named(inner), value, residuals, certificate, seconds, gone, inner)
+    parameters = law.named(inner)
+    beyond = [name for name, one in parameters.items() if not np.isfinite(one)]
+    if beyond:
+        raise BadInput(
+            f"law {law.name}: must have an optimum with finite parameters; {', '.join(beyond)} went beyond 1e308; "
+            f"fit another law, and look whether {law.target} falls with scale and in which unit it is"
+        )
+    return Fit(law, objective, parameters, problem.value(value), residuals, certificate, seconds, gone, inner)
 
 
 def _finite(inner: Array) -> Array:

@@ -164,10 +164,10 @@ class Law:
         return moved
 
     def named(self, inner: Array) -> dict[str, float]:
-        """The parameters by the paper's names and signs."""
+        """The parameters by the paper's names and signs; infinite where a float does not hold them."""
         names = (*self.coefficients, *(shape.name for shape in self.shapes))
         # A law of the wrong form may end at a coefficient beyond the range of a float: it is infinite then.
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             plain = dict(zip(names, np.exp(inner), strict=True))
             found = plain if self.to_paper is None else self.to_paper(plain)
         return {name: float(value) for name, value in found.items()}

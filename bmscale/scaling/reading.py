@@ -28,7 +28,8 @@ ALIASES = {
 }
 GROUPS = ("group", "run", "run_name", "name", "run_id")
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
-_NUMBER = re.compile(r"([-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([kKmMgGbBtT])?")
+# A comma is a thousands mark: followed by three digits, and then by no fourth.
+_NUMBER = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([kKmMgGbBtT])?")
 _GIVEN = re.compile(r"([A-Za-z_]\w*)=([^*]+?)(?:\*([\d.eE+-]+))?")
 
 
@@ -53,7 +54,7 @@ def make_table(
     if not records:
         raise BadInput(f"{name}: must have rows below its header; it has none")
     given = _parse_columns(name, columns, records[0])
-    found = {**_recognised(records[0], given), **given}
+    found = {**_recognised(name, records[0], given), **given}
     notes = [
         f"{ours} is '{theirs}'" + (f" times {factor:g}" if factor != 1 else "")
         for ours, (theirs, factor) in found.items()
@@ -96,10 +97,18 @@ def read_records(path: Path) -> list[Mapping[str, Any]]:
     delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
     reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
     records: list[Mapping[str, Any]] = []
-    for number, row in enumerate(reader, 1):
-        if None in row or None in row.values():
-            raise BadInput(f"{path}: row {number} must have {len(reader.fieldnames or ())} fields as the header does")
-        records.append(row)
+    try:
+        header = list(reader.fieldnames or ())
+        twice = next((theirs for theirs in header if theirs.strip() and header.count(theirs) > 1), None)
+        if twice is not None:
+            places = [str(place) for place, theirs in enumerate(header, 1) if theirs == twice]
+            raise BadInput(f"{path}: columns must have different names; '{twice}' is in columns {', '.join(places)}")
+        for number, row in enumerate(reader, 1):
+            if None in row or None in row.values():
+                raise BadInput(f"{path}: row {number} must have {len(header)} fields as the header does")
+            records.append(row)
+    except csv.Error as error:
+        raise BadInput(f"{path}: must be CSV; line {reader.reader.line_num}: {error}") from error
     return records
 
 
@@ -109,7 +118,7 @@ def _json_records(path: Path, text: str) -> list[Mapping[str, Any]]:
             found = json.loads(text)
         else:
             found = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, or an integer of over 4,300 digits
         raise BadInput(f"{path}: must be JSON objects, one a line; {error}") from error
     for number, record in enumerate(found, 1):
         if not isinstance(record, dict):
@@ -118,7 +127,7 @@ def _json_records(path: Path, text: str) -> list[Mapping[str, Any]]:
 
 
 def _parse_columns(name: str, columns: Sequence[str], first: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
-    found = {}
+    found: dict[str, tuple[str, float]] = {}
     for text in columns:
         match = _GIVEN.fullmatch(text.strip())
         if match is None:
@@ -128,6 +137,11 @@ def _parse_columns(name: str, columns: Sequence[str], first: Mapping[str, Any]) 
             raise BadInput(f"--columns: OURS must be one of {', '.join(ALIASES)} or N_…; got '{ours}'")
         if theirs not in first:
             raise BadInput(f"--columns: {name} has the columns {', '.join(first)}; got '{theirs}'")
+        if ours in found:
+            raise BadInput(f"--columns: {ours} must be given once; got '{found[ours][0]}' and '{theirs}'")
+        double = next((name for name, (column, _) in found.items() if column == theirs), None)
+        if double is not None:
+            raise BadInput(f"--columns: '{theirs}' must be one of ours; got {double} and {ours}")
         try:
             found[ours] = (theirs, float(factor or 1))
         except ValueError:
@@ -135,7 +149,9 @@ def _parse_columns(name: str, columns: Sequence[str], first: Mapping[str, Any]) 
     return found
 
 
-def _recognised(first: Mapping[str, Any], given: Mapping[str, tuple[str, float]]) -> dict[str, tuple[str, float]]:
+def _recognised(
+    name: str, first: Mapping[str, Any], given: Mapping[str, tuple[str, float]]
+) -> dict[str, tuple[str, float]]:
     """Our names of the file's columns, with the unit that a header such as `tokens_b` or `params (M)` says."""
     taken = {theirs for theirs, _ in given.values()}
     found: dict[str, tuple[str, float]] = {}
@@ -145,8 +161,14 @@ def _recognised(first: Mapping[str, Any], given: Mapping[str, tuple[str, float]]
         stem = theirs[: unit.start()] if unit else theirs
         plain = re.sub(r"[\s_\-()]", "", stem).lower()
         for ours, names in ALIASES.items():
-            if plain in names and ours not in given and ours not in found and theirs not in taken:
-                found[ours] = (theirs, factor)
+            if plain not in names or ours in given or theirs in taken:
+                continue
+            if ours in found:
+                raise BadInput(
+                    f"{name}: one column must be {ours}; got '{found[ours][0]}' and '{theirs}'; say which: "
+                    f"--columns '{ours}={theirs}'"
+                )
+            found[ours] = (theirs, factor)
         if re.fullmatch(r"N_\w+", theirs) and theirs not in ALIASES and theirs not in given:
             found[theirs] = (theirs, 1.0)
     return found
@@ -160,7 +182,8 @@ def _numbers(name: str, ours: str, theirs: str, records: Sequence[Mapping[str, A
         text = "" if given is None else str(given).strip()
         match = _NUMBER.fullmatch(text)
         if match is None and text.lower().lstrip("+-") not in ("nan", "inf", "infinity"):
-            raise BadInput(f"{name}: row {number}, column '{theirs}' must be a number; got '{text}'")
+            mark = "; write the decimal mark as a point" if "," in text else ""
+            raise BadInput(f"{name}: row {number}, column '{theirs}' must be a number; got '{text[:40]}'{mark}")
         if match is None:
             values.append(float(text))
             continue

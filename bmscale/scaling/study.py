@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypeAlias
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -36,6 +36,8 @@ STUDIES = PRESETS / "studies"
 TASKS = ("translation", "language_model")
 LEAST_STEPS = 10
 """Of a cell: below, warm-up and cooldown are all there is."""
+Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**32)]
+Budget: TypeAlias = Annotated[float, Field(gt=0, le=1e30)]
 
 
 class SizeConfig(Config):
@@ -63,9 +65,9 @@ class CellConfig(Config):
     """A size and a budget by name; the budget need not be one of the grid."""
 
     size: str
-    budget: float = Field(gt=0)
+    budget: Budget
     """In the unit of the study: FLOP or target tokens."""
-    seeds: list[int] = Field(default_factory=list)
+    seeds: list[Seed] = Field(default_factory=list)
     """Of `repeats`: seeds besides the study's."""
 
 
@@ -83,14 +85,14 @@ class StudyConfig(Config):
     feed_forward_ratio: float = Field(4.0, gt=0)
     """Width of the feed-forward layer over that of the model."""
     sizes: list[SizeConfig] = Field(min_length=1)
-    flops: list[float] | None = Field(None, min_length=1)
+    flops: list[Budget] | None = Field(None, min_length=1)
     """Budgets in FLOP, forward and backward with attention and head, as model/flops.py counts. Give this or tokens."""
-    tokens: list[float] | None = Field(None, min_length=1)
+    tokens: list[Budget] | None = Field(None, min_length=1)
     """Budgets in target tokens."""
     tokens_per_parameter: list[float] | None = Field(None, min_length=2, max_length=2)
     """The least and the most target tokens a parameter (all counted) that the grid has; null trains every pair of size
     and budget."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Of weights and data order."""
     repeats: list[CellConfig] = Field(default_factory=list)
     """Cells that are trained with other seeds too."""
@@ -112,6 +114,9 @@ class StudyConfig(Config):
             raise ValueError(f"exactly one of flops and tokens must be given; got {given}")
         if self.warmup_fraction + self.cooldown_fraction > 1:
             raise ValueError("warmup_fraction and cooldown_fraction must be at most 1 together")
+        window = self.tokens_per_parameter
+        if window is not None and not 0 <= window[0] < window[1]:
+            raise ValueError(f"tokens_per_parameter must be the least and the most, in this order; got {window}")
         labels = [size.label for size in self.sizes]
         if len(set(labels)) < len(labels):
             raise ValueError(f"sizes must have different names; got {', '.join(labels)}")
@@ -221,6 +226,8 @@ class Study:
             for budget in grid
             if self._is_inside(size, budget)
         ]
+        if not cells:
+            raise BadInput("tokens_per_parameter: leaves no cell of the grid")
         for repeat in config.repeats:
             cells += [self._cell(repeat.size, repeat.budget, seed, "repeat") for seed in repeat.seeds]
         cells += [self._cell(cell.size, cell.budget, config.seed, "holdout") for cell in config.holdouts]
@@ -229,8 +236,6 @@ class Study:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise BadInput(f"{twice}: is in the study twice; take it out of repeats, holdouts or the grid")
-        if not cells:
-            raise BadInput("tokens_per_parameter: leaves no cell of the grid")
         return cells
 
     def _is_inside(self, size: str, budget: float) -> bool:
@@ -361,6 +366,8 @@ def budget_label(budget: float) -> str:
 
 def read_study(config: str, overrides: list[str], folder: str | None = None) -> Study:
     """A study by its file, or by the name of one that comes with the package. Raises BadInput."""
+    if folder == "":
+        raise BadInput("--folder: must name where the study is; got an empty name")
     names, path = preset_names(STUDIES), Path(config)
     if path.is_file():
         document = read_yaml(path)
@@ -374,7 +381,7 @@ def read_study(config: str, overrides: list[str], folder: str | None = None) -> 
     if "name" not in document.values:
         document.values["name"] = path.stem
     study = validate(StudyConfig, document)
-    base = Document()
+    base = Document({}, {(): str(path)})
     if study.base is not None:
         beside = path.parent / study.base
         base = load(str(beside) if beside.is_file() else study.base)

@@ -94,11 +94,11 @@ def _matches(table: Table, rule: str) -> Mask:
         return np.isin(np.arange(len(table)), chosen).astype(bool)
     rows = re.fullmatch(r"rows=(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)", rule)
     if rows:
-        numbers = set()
+        numbers, out = np.array(table.rows, dtype=np.float64), np.zeros(len(table), dtype=np.bool_)
         for part in rows[1].split(","):
             first, _, last = part.partition("-")
-            numbers |= set(range(int(first), int(last or first) + 1))
-        return np.isin(table.rows, list(numbers))
+            out |= (numbers >= float(first)) & (numbers <= float(last or first))
+        return out
     compared = re.fullmatch(r"(\w+)\s*([<>])\s*([\d.eE+-]+)", rule)
     if compared:
         values = table[compared[1]]

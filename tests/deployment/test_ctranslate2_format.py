@@ -100,6 +100,24 @@ def test_decoders_do_not_write_what_is_no_text(make_model, tmp_path):
     assert 'never = [["<s>"], ["<pad>"], ["<unk>"], ["<mask>"]]' in made.usage(model)
 
 
+def test_an_empty_line_leaves_the_others_alone(make_model, tmp_path):
+    """Beside a row of <s> alone CTranslate2 4.8 would give the prompts of the others back as text."""
+    _, made, folder = exported(make_model, tmp_path, "language_model", "llama", {})
+    candidate = made.open(folder)
+    lines = ["", *(text[:end] for end, (_, text) in enumerate(TEXTS, start=1)), TEXTS[0][1]]
+    assert candidate.greedy(lines) == [candidate.greedy([line])[0] for line in lines]
+
+
+def test_the_gate_tries_the_engine_that_is_used(make_model, tmp_path, monkeypatch):
+    """Workers of one thread, each with its share."""
+    model, made, folder = exported(make_model, tmp_path, "language_model", "llama", {})
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    candidate = made.open(folder)
+    assert isinstance(candidate, LanguageModelCandidate)
+    assert candidate._model.engine.num_generators == 2
+    assert compare(model, made, folder, Examples("toy", "", TEXTS))["reasons"] == []
+
+
 def test_a_search_for_several_hypotheses_is_the_trained_models(make_model, tmp_path):
     """The two searches differ in their rules of ending, so that a few may differ; greedy search may not. References
     are the trained model's own translations: a search of another kind would score far below 100."""

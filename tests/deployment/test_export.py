@@ -1,5 +1,6 @@
 """The command: what passes is kept with its report, what does not leaves nothing but that."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from bmscale.cli import main
 from bmscale.deployment import export, hugging_face
+from bmscale.deployment.formats import make_format
+from bmscale.deployment.scratch import scratch_folder
 
 PAIRS = """The old man sleeps.\tDer alte Mann schläft.
 Who calls her?\tWer ruft sie an?
@@ -122,6 +125,26 @@ def test_a_broken_export_is_not_kept(make_model, test_file, tmp_path, monkeypatc
     assert str(failed) in said
     assert not json.loads(failed.read_text())["gate"]["passed"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.failed.json", "test.tsv"]
+
+
+def test_an_older_export_stays_where_the_new_one_cannot_be_moved(tmp_path, monkeypatch):
+    out, rename = tmp_path / "out", Path.rename
+    out.mkdir()
+    (out / "old").touch()
+
+    def fail(path, target):
+        if path.name == out.name and path != out:
+            raise OSError("disk")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with contextlib.suppress(OSError), scratch_folder(out) as scratch:
+        (scratch / "out").mkdir()
+        with pytest.raises(OSError, match="disk") as failed:
+            export._keep(make_format("hf", {}), scratch / "out", out, {}, "card")
+        assert not out.exists()  # it had made room
+        raise failed.value
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/old"]
 
 
 def test_a_model_that_is_replaced_meanwhile_is_not_exported(make_model, test_file, tmp_path, monkeypatch, capsys):

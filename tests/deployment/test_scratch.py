@@ -1,9 +1,11 @@
 """What an export that was killed has left goes; what one that lives works in stays."""
 
+import contextlib
+import fcntl
 import subprocess
 import sys
 
-from bmscale.deployment.scratch import remove_stale, scratch_folder
+from bmscale.deployment.scratch import REPLACED, remove_stale, scratch_folder
 
 PROGRAM = """
 import sys
@@ -60,3 +62,46 @@ def test_nothing_is_left_after_an_error(tmp_path):
             raise ValueError
     except ValueError:
         assert list(tmp_path.iterdir()) == []
+
+
+def test_an_older_export_comes_back_after_an_interrupt(tmp_path):
+    """Between making room and moving the new one there."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "export.json").touch()
+    with contextlib.suppress(KeyboardInterrupt), scratch_folder(out) as folder:
+        out.rename(folder / REPLACED)
+        raise KeyboardInterrupt
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/export.json"]
+
+
+def test_folders_of_other_names_and_other_hosts_stay(tmp_path):
+    out, longer = tmp_path / "out", tmp_path / "out.x"
+    with start(longer)[0] as process:
+        process.kill()
+    (lock,) = tmp_path.glob(".out.x.*.exporting/lock")
+    own = lock.read_bytes()
+    remove_stale(out)
+    assert lock.exists()
+    for other in (b"another.host 1\n", b""):
+        lock.write_bytes(other)
+        remove_stale(longer)
+        assert lock.exists()
+    lock.write_bytes(own)
+    remove_stale(longer)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_locked_yet_stays(tmp_path, monkeypatch):
+    """Another export to the same place comes between its making and its lock."""
+    out, flock = tmp_path / "out", fcntl.flock
+
+    def late(*given):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        remove_stale(out)
+        flock(*given)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with scratch_folder(out) as folder:
+        assert fcntl.flock is flock
+        assert (folder / "lock").exists()

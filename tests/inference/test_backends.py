@@ -81,6 +81,49 @@ def test_n_best_lists_are_scored_alike(wild):
     assert [found[0].text for found in twos] == wild.ctranslate2.translate(LINES, beam_size=4)
 
 
+class Engine:
+    """A CTranslate2 engine that notes into how many tokens at most a call is to be divided, and how many it has."""
+
+    def __init__(self, engine):
+        self._engine, self.calls = engine, []
+
+    def __getattr__(self, name):
+        def call(rows, *given, max_batch_size, **options):
+            self.calls.append((name, max_batch_size, sum(map(len, rows))))
+            return getattr(self._engine, name)(rows, *given, max_batch_size=max_batch_size, **options)
+
+        return getattr(self._engine, name) if name.startswith("num") else call
+
+
+def test_two_workers_share_each_call_and_say_what_one_says(wild, monkeypatch):
+    sides = []
+    for workers in ("1", "2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", workers)
+        sides.append(CTranslate2Backend.from_pretrained(wild.exported, "cpu"))
+    one, two = sides
+    assert (one.translator.num_translators, two.translator.num_translators) == (1, 2)
+    engine = two.translator = Engine(two.translator)
+    sources = wild.torch.tokenizer.encode_batch([line for line in LINES if line.isprintable() and line.strip()])
+    targets = [[*source[:2], EOS] for source in sources]
+    free, heads = [Prefix()] * len(sources), [source[:2] for source in sources]
+    options = SearchOptions(1, max_length_ratio=0)  # one limit, so one call
+    assert two.search(sources, 1, options, free, None) == one.search(sources, 1, options, free, None)
+    scores = (side.token_log_probabilities(sources, targets) for side in (two, one))
+    nexts = (side.next_log_probabilities(sources, heads) for side in (two, one))
+    weights = (side.attention(sources, targets) for side in (two, one))
+    compared: Any = (scores, nexts, weights)
+    for found, expected in compared:
+        for row, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(row, other, atol=1e-4)
+    assert [name for name, *_ in engine.calls] == [
+        "translate_batch",
+        "score_batch",
+        "translate_batch",
+        "translate_batch",
+    ]
+    assert all(most < tokens for _, most, tokens in engine.calls)
+
+
 @pytest.mark.parametrize("beam_size", [1, 3])
 @pytest.mark.parametrize("ratio", [0.5, 3.0])
 def test_a_translation_does_not_depend_on_its_company(wild, beam_size, ratio):

@@ -3,6 +3,7 @@
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,6 +108,24 @@ def test_both_backends_write_the_same(generator, ctranslate2, options):
         assert ctranslate2.stream(prompt, options, out=parts.append) == found
         assert parts[0] == prompt
         assert "".join(parts[1:]) == found.text
+
+
+@pytest.mark.parametrize("options", CHOICES)
+def test_two_workers_share_the_rows_and_write_the_same(exported, ctranslate2, options, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    two: Any = Generator.from_pretrained(exported, device="cpu")
+    engine, calls = two.backend.engine, []
+    assert engine.num_generators == 2
+
+    def generate_batch(rows, **given):
+        calls.append(sorted(map(len, rows)))
+        return engine.generate_batch(rows, **given)
+
+    monkeypatch.setattr(two.backend, "engine", SimpleNamespace(num_generators=2, generate_batch=generate_batch))
+    prompts = [*PROMPTS, *(prompt[:4] for prompt in PROMPTS)]
+    assert two.generate(prompts, options) == ctranslate2.generate(prompts, options)
+    assert 1 < max(map(len, calls)) <= len(prompts) / 2
+    assert any(lengths[0] != lengths[-1] for lengths in calls)  # logits begin elsewhere in each
 
 
 def test_both_backends_draw_the_same_samples(generator, ctranslate2, monkeypatch):

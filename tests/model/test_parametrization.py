@@ -128,7 +128,7 @@ def test_transformers_draws_from_the_same_distributions():
     ("options", "message"),
     [
         ({"base_hidden_size": 64}, "base_hidden_size goes with parametrization: mup only; got 64"),
-        ({"parametrization": "mup", "base_layers": -1}, "base_layers must be between 1 and"),
+        ({"parametrization": "mup", "base_layers": -1}, "base_layers must be between 1 and 1,048,576, or 0 for 4; got"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options, message):

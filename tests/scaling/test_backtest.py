@@ -59,6 +59,16 @@ def test_alike_errors_go_to_more_rows_and_fewer_parameters():
     assert tested.chosen.law == "chinchilla"
 
 
+def test_a_law_that_cannot_be_fitted_is_left_out():
+    """The loss rises with scale: Kaplan's N_c goes beyond every float."""
+    table = runs()
+    rising = table.with_columns(loss=10 / table["loss"])
+    found = backtest(rising)
+    refused = {one.law: one.refused for one in found.candidates if one.error is None}
+    assert "N_c went beyond 1e308" in refused["kaplan"]
+    assert found.chosen.law != "kaplan"
+
+
 def test_data_alone():
     """Bansal et al. 2022: one model over data sizes; the saturating form beats a power of D."""
     d = np.geomspace(5e5, 5e8, 11)

@@ -60,6 +60,14 @@ def test_units_that_look_odd():
     assert "perplexity" in check(table.with_columns(loss=np.exp(2 * table["loss"]))).warnings[0]
 
 
+def test_a_loss_that_never_changes():
+    table = runs()
+    flat = table.with_columns(loss=np.full(len(table), 2.0))
+    for refused in (check, lambda table: check_law(table, CHINCHILLA)):
+        with pytest.raises(BadInput, match="loss must differ between rows; got 2 in all 35"):
+            refused(flat)
+
+
 def test_duplicates_are_counted():
     table = runs()
     assert "3 rows are there twice" in check(table.select([*range(len(table)), 0, 1, 1])).warnings[0]

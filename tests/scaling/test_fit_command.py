@@ -36,7 +36,9 @@ def test_it_prints_and_draws(table, tmp_path, capsys):
 
 def test_it_needs_no_option(table, capsys):
     assert main(["scaling", "fit", str(table), "--draws", "10"]) == 0
-    assert "back-test" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "rows: without those held out; the law above is fitted to its window with them" in said
+    assert "frontier forecasts only the best run of a budget" in said
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,8 @@ def test_it_needs_no_option(table, capsys):
     [
         (["--law", "hoffmann"], "law: must be one of"),
         (["--plot", "fit.pdf"], "must end in .png or .svg"),
+        (["--plot", ""], "--plot: must end in .png or .svg; got ''"),
+        (["--plot", "/proc/fit.svg"], "--plot: must be where you may write; got '/proc/fit.svg', and /proc cannot be"),
         (["--draws", "-1"], "--draws: must be at least 0; got -1"),
         (["--delta", "0"], "delta: must be above 0"),
         (["--approach", "1"], "approach 1 needs loss curves"),

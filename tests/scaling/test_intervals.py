@@ -102,6 +102,11 @@ def test_refusals():
         predict(boot, table.columns)
 
 
+def test_percentiles_of_draws_that_went_beyond_a_float():
+    low, high = percentiles(np.array([*range(90), *[np.inf] * 10]), 0.9)
+    assert (low, high) == (5.0, np.inf)
+
+
 def test_percentiles():
     assert percentiles(np.arange(101.0), 0.9) == pytest.approx((5.0, 95.0))
 

@@ -120,3 +120,5 @@ def test_a_parameter_beyond_the_range_of_a_float_is_infinite():
     found = KAPLAN.named(np.log([1e300, 1e10, 0.1, 0.1]))
     assert found["N_c"] == np.inf
     assert found["D_c"] == pytest.approx(1e10)
+    assert CHINCHILLA.named(np.array([0.0, 800.0, 0.0, -1.0, -1.0]))["A"] == np.inf
+    assert SATURATING.named(np.array([-800.0, 0.0, -1.0]))["C"] == np.inf  # a slope of 0

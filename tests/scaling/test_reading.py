@@ -87,6 +87,34 @@ def test_values_with_suffixes():
         make_table("t", rows)
 
 
+def test_a_comma_is_a_thousands_mark_or_refused():
+    rows = [{**row, "N": f"{row['N']:,.1f}"} for row in ROWS]
+    np.testing.assert_array_equal(make_table("t", rows)["N"], [row["N"] for row in ROWS])
+    for text in ("7,707643736287224", "1,5", "1000,000", "1,0000", "1,00,000"):
+        rows[2]["loss"] = text
+        with pytest.raises(BadInput, match=f"row 3, column 'loss' must be a number; got '{text}'; write the decimal"):
+            make_table("t", rows)
+
+
+@pytest.mark.parametrize(
+    ("header", "columns", "said"),
+    [
+        ("N,D,loss,loss", [], "columns must have different names; 'loss' is in columns 3, 4"),
+        ("N,D,loss,params", [], "one column must be N; got 'N' and 'params'"),
+        ("N,D,loss,params", ["N=N", "N=D"], "--columns: N must be given once; got 'N' and 'D'"),
+        ("N,D,loss,params", ["N=D", "D=D"], "--columns: 'D' must be one of ours; got N and D"),
+    ],
+)
+def test_two_columns_for_one(tmp_path, header, columns, said):
+    path = tmp_path / "runs.csv"
+    lines = [f"{row['N']},{row['D']},{row['loss']},{2 * row['N']}" for row in ROWS]
+    path.write_text("\n".join([header, *lines]), encoding="utf-8")
+    with pytest.raises(BadInput, match=said):
+        open_table(path, columns)
+    if header.endswith("params"):
+        assert open_table(path, ["N=params"])["N"][0] == 2 * ROWS[0]["N"]
+
+
 def test_tokens_come_from_compute():
     rows = [{"N": row["N"], "flops": 6 * row["N"] * row["D"], "loss": row["loss"]} for row in ROWS]
     np.testing.assert_allclose(make_table("t", rows)["D"], [row["D"] for row in ROWS])
@@ -109,6 +137,7 @@ def test_dropping_rows():
     assert 1 not in table.rows
     assert table["loss"].max() <= 2.8
     assert table.dropped[0] == "rows=1-2,5: 3 rows (1, 2, 5)"
+    assert make_table("t", ROWS, drop=["rows=4-99999999999"]).rows == (1, 2, 3)
     top = make_table("t", ROWS, drop=["highest-loss=2"])
     assert sorted(table.rows)[-1] == 12
     assert top["loss"].max() == sorted(row["loss"] for row in ROWS)[-3]
@@ -141,6 +170,9 @@ def test_files_that_are_no_tables(tmp_path):
         ("short.csv", "N,D,loss\n1,2\n", "row 1 must have 3 fields"),
         ("words.csv", "N,D,loss\n1e6,1e8,low\n", "row 1, column 'loss' must be a number; got 'low'"),
         ("bad.jsonl", "{\n", "must be JSON objects"),
+        ("long.csv", f"N,D,loss\n1e6,1e8,{'1' * 200_000}\n", "must be CSV; line 2: field larger than field limit"),
+        ("deep.jsonl", "[" * 100_000 + "]" * 100_000, "must be JSON objects, one a line"),
+        ("digits.jsonl", '{"N": ' + "1" * 5001 + "}", "must be JSON objects, one a line; Exceeds the limit"),
         ("list.jsonl", "[[1, 2]]", "row 1 must be a JSON object"),
     ]:
         path = tmp_path / name

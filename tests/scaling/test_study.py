@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bmscale.cli import main
 from bmscale.config import preset_names
 from bmscale.errors import BadInput
 from bmscale.model.flops import training_flops
@@ -140,6 +141,17 @@ MISTAKES = {
     "seeds": (["tokens: [1e5]", "holdouts: [{size: deep, budget: 1e6, seeds: [1]}]"], "seeds belong to repeats"),
     "too short": (["tokens: [5000]"], "w16-l1 with budget 5000: must have at least 10 steps, it has 5"),
     "no cell": (["tokens: [1e5]", "tokens_per_parameter: [1e6, 1e7]"], "tokens_per_parameter: leaves no cell"),
+    "no cell but repeats": (
+        ["tokens: [1e5]", "tokens_per_parameter: [1e6, 1e7]", "repeats: [{size: deep, budget: 1e5, seeds: [1]}]"],
+        "tokens_per_parameter: leaves no cell",
+    ),
+    "a window": (["tokens: [1e5]", "tokens_per_parameter: [5, 1]"], "the least and the most, in this order; got [5.0"),
+    "a seed": (["tokens: [1e5]", "seed: 4294967296"], "seed: must be less than 4294967296"),
+    "a repeat's seed": (
+        ["tokens: [1e5]", "repeats: [{size: deep, budget: 1e5, seeds: [-1]}]"],
+        "must be greater than or equal to 0; got -1",
+    ),
+    "a budget": (["tokens: [1e300]"], f"tokens.0: must be less than or equal to 1{'0' * 30}; got 1e+300"),
     "twice": (["tokens: [1e5]", "holdouts: [{size: deep, budget: 1e5}]"], "deep-1e5-s0: is in the study twice"),
     "heads": (["tokens: [1e5]", "head_dim: 12"], "width must be a multiple of head_dim, 12; got 16"),
     "task": (["tokens: [1e5]", "base: toy-labels"], "must be one of translation, language_model for a study"),
@@ -153,6 +165,18 @@ def test_mistakes_are_named(tmp_path, lines, said):
     (tmp_path / "mine.yaml").write_text(text + "\n".join(lines), encoding="utf-8")
     with pytest.raises(BadInput, match=re.escape(said)):
         _ = read_study(str(tmp_path / "mine.yaml"), []).trunks
+
+
+def test_an_experiment_that_is_not_complete_is_named_with_its_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("sizes: [{width: 16, layers: 1}]\ntokens: [1e5]\n", encoding="utf-8")
+    with pytest.raises(BadInput, match=re.escape(f"{path}: data.train: must be given")):
+        _ = read_study(str(path), []).trunks
+
+
+def test_an_empty_folder_is_refused(capsys):
+    assert main(["scaling", "run", "ci", "--dry-run", "--folder", ""]) == 2
+    assert "--folder: must name where the study is; got an empty name" in capsys.readouterr().err
 
 
 def test_the_example_of_the_readme_is_a_study(tmp_path):

@@ -97,11 +97,51 @@ class _Work:
         self.waiting = deque(enumerate(units))
         self.slots = sum(unit.slots for unit in units)
         """Of those that wait."""
+        self.widest = max((unit.slots for unit in units), default=0)
         self.results: list[Any] = [None] * len(units)
         self.left = len(units)
         self.arrived = time.monotonic()
         self.until = self.arrived + seconds
         self.future: Future[list[Any]] = Future()
+
+
+@dataclass
+class _Speed:
+    """Of some batches: how many they were, the slots of the largest, and the slots a second of the fastest."""
+
+    batches: int = 0
+    slots: int = 0
+    speed: float = 0.0
+
+    def add(self, batches: int, slots: int, speed: float) -> None:
+        self.batches += batches
+        self.slots, self.speed = max(self.slots, slots), max(self.speed, speed)
+
+
+class _FullBatches:
+    """The speed of the batches of the last minute, kept for each second of it."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[tuple[int, _Speed]] = deque()
+
+    def add(self, now: float, slots: int, speed: float) -> None:
+        """One batch that ended now."""
+        if not self._seconds or self._seconds[-1][0] != int(now):
+            self._seconds.append((int(now), _Speed()))
+        self._seconds[-1][1].add(1, slots, speed)
+        self._forget(now)
+
+    def of_late(self, now: float) -> _Speed:
+        """All of them together."""
+        self._forget(now)
+        together = _Speed()
+        for _, one in self._seconds:
+            together.add(one.batches, one.slots, one.speed)
+        return together
+
+    def _forget(self, now: float) -> None:
+        while self._seconds and now - self._seconds[0][0] > _SPEED_SECONDS:
+            self._seconds.popleft()
 
 
 _Taken = list[tuple[_Work, int, Unit]]
@@ -123,7 +163,7 @@ class Batcher:
         self._change = threading.Condition()
         self._closed = False
         self._slots_per_second = 0.0
-        self._full_speeds: deque[tuple[float, float]] = deque(maxlen=16)  # when, and slots a second
+        self._full_batches = _FullBatches()
         self._running: _Taken = []
         self.waiting_slots = self.waiting_units = self.running_slots = self.beside_slots = 0
         self._thread = threading.Thread(target=self._loop, name=f"batches of {name}", daemon=True)
@@ -179,14 +219,15 @@ class Batcher:
     def _takes_too_long(self, work: _Work) -> TooLong | None:
         """Whether what waits of a request could not be done in time, were it alone in the queue.
 
-        By the best speed of batches that were at least half full: small ones are slower. Two of them, for the first one
-        of all is slower too. Of a request of which nothing ran yet twice the time counts, as texts differ.
+        By the best speed of batches that were at least half full: small ones are slower. Where a unit fills a batch by
+        itself, that says nothing of requests with units of more than twice the size. Two of them, for the first one of
+        all is slower too. Of a request of which nothing ran yet twice the time counts, as texts differ.
         """
         now = time.monotonic()
-        speeds = [speed for then, speed in self._full_speeds if now - then < _SPEED_SECONDS]
-        if len(speeds) < 2:
+        known = self._full_batches.of_late(now)
+        if known.batches < 2 or work.widest > 2 * known.slots:
             return None
-        needed = work.slots / max(speeds)
+        needed = work.slots / known.speed
         doubt = 2 if len(work.waiting) == len(work.results) else 1
         return TooLong(now - work.arrived + needed) if needed > doubt * (work.until - now) else None
 
@@ -278,24 +319,31 @@ class Batcher:
     def _answer(self, batch: _Taken) -> None:
         began = time.monotonic()
         self._running = batch
+        results: list[Any] | None = None
         try:
-            results = list(self._run(batch[0][2].key, [unit.payload for _, _, unit in batch]))
-            if len(results) != len(batch):
-                raise RuntimeError(f"{len(results)} results for {len(batch)} units")
+            found = list(self._run(batch[0][2].key, [unit.payload for _, _, unit in batch]))
+            if len(found) != len(batch):
+                raise RuntimeError(f"{len(found)} results for {len(batch)} units")
+            results = found
         except Unwanted:
             return
         except Exception as error:
-            self._answer_apart(batch, error)
-            return
+            if len(batch) == 1:
+                self._fail(batch[0][0], error)
+                return
         finally:
             self._running = []
+        if results is None:  # here no traceback holds the tensors of the batch any more
+            self._answer_apart(batch)
+            return
         seconds = time.monotonic() - began
         slots = sum(unit.slots for _, _, unit in batch)
         if seconds > 0:
             speed = slots / seconds
             self._slots_per_second = 0.8 * self._slots_per_second + 0.2 * speed if self._slots_per_second else speed
             if 2 * slots >= self.limits.max_batch_slots:
-                self._full_speeds.append((began + seconds, speed))
+                with self._change:
+                    self._full_batches.add(began + seconds, slots, speed)
         if self._observer is not None:
             self._observer.ran(len(batch), slots, seconds)
         for (work, index, _), result in zip(batch, results, strict=True):
@@ -304,17 +352,16 @@ class Batcher:
             if not work.left:
                 _settle(work.future, work.results)
 
-    def _answer_apart(self, batch: _Taken, error: Exception) -> None:
+    def _answer_apart(self, batch: _Taken) -> None:
         """What fails in company is tried alone, so that one request cannot spoil those of others."""
-        if len(batch) > 1:
-            for one in batch:
-                if not one[0].future.done():
-                    self._answer([one])
-            return
+        for one in batch:
+            if not one[0].future.done():
+                self._answer([one])
+
+    def _fail(self, work: _Work, error: Exception) -> None:
         # Messages of exceptions may quote the text, which no log has to hold: their class and place are enough.
         places = "".join(traceback.format_tb(error.__traceback__)[-3:])
         log.error("%s: a batch failed: %s\n%s", self.name, type(error).__name__, places)
-        work = batch[0][0]
         _settle(work.future, error)
         self._drop(work)
 

@@ -40,6 +40,8 @@ class Connection(H11Protocol):
     _unread = 0
     _timer: asyncio.TimerHandle | None = None
     _probe_timer: asyncio.TimerHandle | None = None
+    _has_ended = False
+    """Whether the client has closed its side."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -59,6 +61,8 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self._has_ended:
+            self._answer_the_last()
         self._watch()
 
     def pause_writing(self) -> None:
@@ -76,18 +80,32 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._settle()
-        if self._probe_timer is not None:
-            self._probe_timer.cancel()
+        self._stop_probing()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether the connection stays open: its client may have closed its side alone, and wait for the answer. Who
         does so while an answer is streamed is taken to be gone: nothing may be sent that would tell."""
-        cycle = self.cycle
-        if cycle is None or cycle.response_started or cycle.more_body:
+        if self._has_ended:  # it is read again wherever reading goes on
+            return True
+        if self.cycle is None or self.cycle.response_started:
             return False
-        cycle.keep_alive = False
+        self._has_ended = True
+        self._answer_the_last()
+        return not self.transport.is_closing()
+
+    def _answer_the_last(self) -> None:
+        """After the client's end: close the connection behind the last whole request that it sent before."""
+        self._stop_probing()
+        if self.cycle.response_complete or self.cycle.more_body:  # what else there is lacks its end
+            self.transport.close()
+            return
+        if not self.conn.trailing_data[0]:
+            self.cycle.keep_alive = False
         self._probe_timer = self.loop.call_later(_PROBE_SECONDS, self._probe)
-        return True
+
+    def _stop_probing(self) -> None:
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
 
     def _probe(self) -> None:
         """Find out whether a client that sent its end is still there: only what is sent to it tells.

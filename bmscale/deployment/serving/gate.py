@@ -4,13 +4,13 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bmscale.deployment.serving.limits import Limits
 from bmscale.deployment.serving.metrics import Metrics
@@ -46,12 +46,22 @@ def error_response(path: str, status: int, message: str, retry_after: int | None
 
 class Gate:
     """Around everything: refuses other sites, counts requests, bounds how many there are, and keeps texts out of the
-    log of errors. A path may end in a slash, and HEAD is GET without its body."""
+    log of errors. A path may end in a slash, and HEAD is GET without its body. Pages of allowed sites can read every
+    answer but the refusal of a site."""
 
     def __init__(self, app: FastAPI, limits: Limits, metrics: Metrics, sites: Sites) -> None:
         self._app, self._limits, self._metrics, self._sites = app, limits, metrics, sites
         self._routes = {str(getattr(route, "path", "")) for route in app.routes}
         self._running = 0
+        self._behind_sites: ASGIApp = self._answer
+        if sites.origins:
+            self._behind_sites = CORSMiddleware(
+                self._answer,
+                allow_origins=list(sites.origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["Authorization", "Content-Type"],
+                expose_headers=["Retry-After"],
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,12 +84,9 @@ class Gate:
         self._running += 1
         metrics.in_flight.inc()
         try:
-            await self._answer(scope, path)(scope, receive, sending)
-        except Exception as error:
-            places = "".join(traceback.format_tb(error.__traceback__)[-4:])
-            log.error("an answer failed: %s\n%s", type(error).__name__, places)
-            if not status:
-                await error_response(path, 500, "the request could not be answered")(scope, receive, sending)
+            refusal = self._sites.refusal(Headers(scope=scope))
+            answer: ASGIApp = self._behind_sites if refusal is None else error_response(path, 403, refusal)
+            await answer(scope, receive, sending)
         finally:
             self._running -= 1
             metrics.in_flight.dec()
@@ -87,11 +94,23 @@ class Gate:
             metrics.requests.labels(route, str(status)).inc()
             metrics.request_seconds.labels(route).observe(time.monotonic() - began)
 
-    def _answer(self, scope: Scope, path: str) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-        refusal = self._sites.refusal(Headers(scope=scope))
-        if refusal is not None:
-            return error_response(path, 403, refusal)
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, has_begun = str(scope["path"]), False
+
+        async def sending(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
         # Health and metrics are wanted most when there is too much of everything else.
         if self._running > self._limits.max_requests and scope["method"] == "POST":
-            return error_response(path, 429, "Slowdown: too many requests at the same time", 1)
-        return self._app
+            slow_down = error_response(path, 429, "Slowdown: too many requests at the same time", 1)
+            await slow_down(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, sending)
+        except Exception as error:
+            places = "".join(traceback.format_tb(error.__traceback__)[-4:])
+            log.error("an answer failed: %s\n%s", type(error).__name__, places)
+            if not has_begun:
+                await error_response(path, 500, "the request could not be answered")(scope, receive, send)

@@ -13,12 +13,7 @@ from bmscale.data.framing import document_ids
 from bmscale.deployment.serving.batching import Batcher, BatchLimits, Observer, Unit
 from bmscale.errors import BadInput
 from bmscale.inference.alignment import Alignment
-from bmscale.inference.ctranslate2_folder import (
-    LANGUAGE_MODEL,
-    is_ctranslate2_folder,
-    kind_of,
-    open_ctranslate2_folder,
-)
+from bmscale.inference.ctranslate2_folder import LANGUAGE_MODEL, is_ctranslate2_folder, kind_of
 from bmscale.inference.generator import Generation, Generator
 from bmscale.inference.sampling import SamplingOptions
 from bmscale.inference.search import check_search
@@ -98,7 +93,7 @@ class TranslationModel:
         self.search = search or SearchOptions()
         targets = translator.tagged_languages or (str(translator.target_language),)
         self._translators = {target: translator.into(target) for target in targets}
-        self._tokenizer = translator.tokenizer
+        self._tokenizer, self._positions = translator.tokenizer, translator.backend.positions
         check_search(1, self.search, self._tokenizer.vocabulary_size)
         self.batcher = Batcher(name, self._run, limits, observer(name) if observer else None)
         _end_unwanted(translator.backend, self.batcher)
@@ -123,7 +118,7 @@ class TranslationModel:
         lengths = [len(ids) + 1 for ids in encoded]
         search = Search(target, n, aligned)
         return [
-            Unit(part, (length + self.search.longest_target(length)) * passes, search)
+            Unit(part, (length + self.search.limit(length, 0, self._positions)) * passes, search)
             for part, length in zip(parts, lengths, strict=True)
         ]
 
@@ -181,13 +176,16 @@ class LanguageModel:
         """Tokens of a prompt, <s> counted."""
         return len(document_ids(self.generator.tokenizer, prompt)) - 1
 
+    def slots(self, tokens: int, options: SamplingOptions) -> int:
+        """Tokens of a prompt of so many, and of what may be written behind it."""
+        return min(tokens + options.max_new_tokens, self.positions)
+
     def units(self, prompt: str, tokens: int, options: SamplingOptions, n: int, *, seeded: bool) -> list[Unit]:
         """Work for the queue; each result is a list of Generation, and all of them together have n."""
         if options.temperature == 0 or seeded:
             samples = 1 if options.temperature == 0 else n
-            slots = (tokens + options.max_new_tokens) * samples
-            return [Unit(prompt, slots, Sampling(options, samples))] * (n // samples)
-        return [Unit(prompt, tokens + options.max_new_tokens, Sampling(options, None))] * n
+            return [Unit(prompt, self.slots(tokens, options) * samples, Sampling(options, samples))] * (n // samples)
+        return [Unit(prompt, self.slots(tokens, options), Sampling(options, None))] * n
 
     def _run(self, sampling: Sampling, prompts: list[str]) -> list[list[Generation]]:
         if sampling.samples is not None:
@@ -276,8 +274,7 @@ def open_models(
             continue
         if is_ctranslate2_folder(path):
             translator = Translator.from_pretrained(path, backend, device or "auto", compute_type)
-            provenance = open_ctranslate2_folder(path).provenance
-            models.append(_translation(name, path, translator, provenance, search, limits, observer))
+            models.append(_translation(name, path, translator, search, limits, observer))
             continue
         folder = open_model_folder(path, task=None)
         if folder.task.name == "language_model":
@@ -287,7 +284,7 @@ def open_models(
         if folder.task.name != "translation":
             raise BadInput(f"{path}: must be a model of translation or a language model; got {folder.task.noun}")
         translator = Translator.from_pretrained(folder, backend, device or "auto", compute_type)
-        models.append(_translation(name, path, translator, folder.provenance, search, limits, observer))
+        models.append(_translation(name, path, translator, search, limits, observer))
     return Models.of(models)
 
 
@@ -295,17 +292,16 @@ def _translation(
     name: str,
     path: Path,
     translator: Translator,
-    provenance: dict[str, Any],
     search: SearchOptions | None,
     limits: BatchLimits | None,
     observer: ObserverOf | None,
 ) -> TranslationModel:
-    source, target = (_language(path, provenance, side) for side in ("source", "target"))
+    source = _language(path, "source", translator.source_language)
+    target = _language(path, "target", translator.target_language)
     return TranslationModel(name, translator.into(target), source, search=search, limits=limits, observer=observer)
 
 
-def _language(path: Path, provenance: dict[str, Any], side: str) -> str:
-    code = provenance.get(f"{side}_language")
+def _language(path: Path, side: str, code: str | None) -> str:
     if not code:
         raise BadInput(f"{path / 'provenance.json'}: must have {side}_language, the code of a language; got {code!r}")
     return str(code)

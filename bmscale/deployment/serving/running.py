@@ -4,10 +4,13 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -43,6 +46,9 @@ def is_loopback(bound: socket.socket) -> bool:
 class _Server(uvicorn.Server):
     """uvicorn's, whose process ends with code 0 after a signal on which everything was finished."""
 
+    has_answered_all = False
+    """Whether the end came after all that was accepted, and not after the time that it had."""
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
@@ -55,12 +61,31 @@ class _Server(uvicorn.Server):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig == signal.SIGINT:
+            _end_at_once()
+        super().handle_exit(sig, frame)
+
+    async def _wait_tasks_to_complete(self) -> None:
+        await super()._wait_tasks_to_complete()  # is cancelled where the time is over
+        self.has_answered_all = True
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(RareErrors())
         await super().startup(sockets)
 
 
-def make_server(app: ASGIApp, limits: Limits, patience_seconds: float = Connection.patience_seconds) -> uvicorn.Server:
+def _end_at_once() -> None:
+    """End the process without its teardown, which would take the threads that run batches out of native code."""
+    try:
+        log.warning("ended at once")
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        os._exit(128 + signal.SIGINT)
+
+
+def make_server(app: ASGIApp, limits: Limits, patience_seconds: float = Connection.patience_seconds) -> _Server:
     """A server that is not running yet; `patience_seconds` are those of `Connection`."""
     config = uvicorn.Config(
         app,
@@ -78,10 +103,11 @@ def make_server(app: ASGIApp, limits: Limits, patience_seconds: float = Connecti
     return _Server(config)
 
 
-def run(app: ASGIApp, bound: socket.socket, limits: Limits) -> None:
-    """Serve until SIGTERM or Ctrl-C; then take no more, answer what was accepted, and return. A second Ctrl-C does not
-    wait for that."""
+def run(app: ASGIApp, bound: socket.socket, limits: Limits) -> bool:
+    """Serve until SIGTERM or Ctrl-C; then take no more, answer what was accepted, and return whether all of it was
+    answered in its time. A second Ctrl-C does not wait for that: the process ends with code 130."""
     server = make_server(app, limits)
     host, port = bound.getsockname()[:2]
     log.info("serving on http://%s:%d (Ctrl-C or SIGTERM ends it)", f"[{host}]" if ":" in host else host, port)
     server.run(sockets=[bound])
+    return server.has_answered_all

@@ -10,7 +10,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
@@ -197,18 +196,10 @@ def make_app(service: Service, sites: Sites | None = None) -> ASGIApp:
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    sites = sites or Sites()
     _add_routes(app, service)
     _add_page(app)
     _add_errors(app, service.limits.timeout_seconds)
-    if sites.origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(sites.origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
-        )
-    return Gate(app, service.limits, service.metrics, sites)
+    return Gate(app, service.limits, service.metrics, sites or Sites())
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:

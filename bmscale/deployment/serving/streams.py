@@ -53,7 +53,7 @@ class Streams:
         """
         if self._running >= _MOST_STREAMS:
             raise Overloaded(retry_after=1)
-        slots = request.prompt_tokens[0] + request.options.max_new_tokens
+        slots = request.model.slots(request.prompt_tokens[0], request.options)
         with contextlib.ExitStack() as room:
             room.enter_context(request.model.batcher.beside(slots))
             self._running += 1
@@ -126,10 +126,12 @@ def _write(request: CompletionRequest, give: Callable[[_Part], object], unwanted
     filtered = _UntilStop(request.stops)
     prompt_came = False
 
-    def out(part: str) -> None:
-        nonlocal prompt_came
+    def watch() -> None:
         if unwanted.is_set():
             raise _Stopped
+
+    def out(part: str) -> None:
+        nonlocal prompt_came
         if not prompt_came:  # the generator gives it out first
             prompt_came = True
             return
@@ -140,7 +142,7 @@ def _write(request: CompletionRequest, give: Callable[[_Part], object], unwanted
 
     generator = request.model.generator
     try:
-        result = generator.stream(request.prompts[0], request.options, out=out)
+        result = generator.stream(request.prompts[0], request.options, out=out, watch=watch)
         if rest := filtered.rest():
             give(rest)
         give(result)

@@ -117,7 +117,7 @@ def read_rows(source: Source, folder: Path) -> list[Row]:
             else:
                 reader = csv.DictReader(file)
                 rows = [Row(f"{path}:{reader.line_num}", row) for row in reader]
-        except (ValueError, TypeError, csv.Error) as error:
+        except (ValueError, TypeError, RecursionError, csv.Error) as error:
             raise BadInput(f"{path}: must be {path.suffix.removeprefix('.').upper()} as published; {error}") from error
     if not rows:
         raise BadInput(f"{path}: must have lines; got none")

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,7 +124,7 @@ class Instant:
     tagged_languages = ()
     target_language = "de"
     joint = " "
-    backend = None
+    backend = SimpleNamespace(positions=1024)
 
     def __init__(self, tokenizer: Any, longest: int) -> None:
         self.tokenizer, self._longest = tokenizer, longest

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from concurrent.futures import CancelledError, wait
 from typing import Any
 
@@ -167,6 +168,31 @@ def test_one_that_fails_spoils_no_other(model, caplog):
     batcher.close()
 
 
+def test_nothing_of_a_failed_batch_is_held_while_its_units_are_tried_alone():
+    class Tensor:
+        pass
+
+    alive: list[int] = []
+    held: list[weakref.ref[Tensor]] = []
+    ready = threading.Event()
+
+    def run(key: Any, payloads: list[str]) -> list[str]:
+        ready.wait(20)
+        alive.append(sum(one() is not None for one in held))
+        tensor = Tensor()
+        held.append(weakref.ref(tensor))
+        if len(payloads) > 1:
+            raise MemoryError
+        return payloads
+
+    batcher = Batcher("m", run, BatchLimits(max_batch_slots=100, max_wait_seconds=0.1))
+    future = batcher.submit(units("a", "b", "c"))
+    ready.set()
+    assert future.result(20) == ["a", "b", "c"]
+    batcher.close()
+    assert alive == [0, 0, 0, 0]
+
+
 def test_closing_finishes_what_was_accepted(model):
     batcher = start(model, max_wait_seconds=10.0)
     futures = [batcher.submit(units(f"a{n}")) for n in range(25)]
@@ -255,6 +281,27 @@ def test_what_turns_out_to_be_too_long_ends_after_its_first_batches(clock):
             future.result(20)
         assert clock.batches == begun + batches
         assert (batcher.waiting_slots, batcher.waiting_units) == (0, 0)
+    batcher.close()
+
+
+def test_short_texts_say_nothing_of_long_ones(clock):
+    """A clock of 50 batches a second, of one unit each: 10,000 slots a second of long ones, 500 of short ones."""
+    batcher = Batcher("m", clock, BatchLimits(max_batch_slots=1, max_wait_seconds=0.0))
+    long = units(*["x"] * 100, slots=200)  # 2 s
+
+    def ask(work: list[Unit], seconds: float) -> int:
+        return len(batcher.submit(work, seconds).result(20))
+
+    assert ask(units(*["x"] * 50), 5.0) == 50
+    assert ask(long, 4.5) == 100  # of which nothing is known
+    with pytest.raises(TooLong):
+        ask(long, 0.9)
+    assert ask(units(*["x"] * 50), 5.0) == 50
+    assert ask(long, 4.5) == 100  # the fastest of the minute is not forgotten for many that were slower
+    clock.now += 62
+    assert ask(units(*["x"] * 50), 5.0) == 50
+    assert ask(long, 4.5) == 100
+    assert len(batcher._full_batches._seconds) <= 61
     batcher.close()
 
 

@@ -9,8 +9,9 @@ import openai
 import pytest
 
 from bmscale.deployment.serving.batching import BatchLimits
-from bmscale.deployment.serving.completions import cut_at
+from bmscale.deployment.serving.completions import CompletionRequest, cut_at
 from bmscale.deployment.serving.limits import Keys
+from bmscale.deployment.serving.streams import _write
 from bmscale.inference.generator import Generator
 from bmscale.inference.sampling import SamplingOptions
 from tests.deployment.serving.conftest import served_folders, wait_for
@@ -118,8 +119,8 @@ def test_who_goes_away_ends_the_text(running, api):
 
 
 def test_streams_count_in_the_queue(writer):
-    """What they may still write takes room in the queue; beyond it, and beyond four at once, 429 says when to ask."""
-    with served_folders(writer, batches=BatchLimits(max_queue_slots=350)) as running:
+    """What they can still write takes room in the queue; beyond it, and beyond four at once, 429 says when to ask."""
+    with served_folders(writer, batches=BatchLimits(max_queue_slots=370)) as running:
         may_write = threading.Event()
         (model,) = running.service.models.language_models.values()
         model.generator.model.register_forward_pre_hook(lambda *_: may_write.wait(20) and None)
@@ -129,7 +130,7 @@ def test_streams_count_in_the_queue(writer):
                 fields = {"model": "writer", "prompt": "the", "max_tokens": max_tokens, "stream": stream}
                 return stack.enter_context(client.stream("POST", "/completions", json=fields))
 
-            streams = [begin(100), begin(100), begin(100)]
+            streams = [begin(4_000), begin(4_000), begin(4_000)]  # the model has 120 positions
             for refused in (begin(100), begin(100, stream=False)):
                 assert (refused.status_code, int(refused.headers["retry-after"]) >= 1) == (429, True)
             streams.append(begin(1))
@@ -141,6 +142,35 @@ def test_streams_count_in_the_queue(writer):
             assert begin(100).status_code == 200
             may_write.set()
             assert streams[3].read().endswith(b"data: [DONE]\n\n")
+
+
+def test_nothing_takes_more_slots_than_the_model_has_positions(running):
+    (model,) = running.service.models.language_models.values()
+    for new_tokens, slots in ((4_000, 120), (12, 17)):
+        of_prompt = model.units("the old", 5, options(max_new_tokens=new_tokens), 2, seeded=False)
+        seeded = model.units("the old", 5, options(max_new_tokens=new_tokens), 2, seeded=True)
+        assert [[unit.slots for unit in units] for units in (of_prompt, seeded)] == [[slots] * 2, [2 * slots]]
+
+
+def test_a_stream_that_shows_nothing_ends_too(running, generator, monkeypatch):
+    """Its client leaves while tokens come that add no whole character."""
+    (model,) = running.service.models.language_models.values()
+    fields = {"model": "writer", "prompt": "the", "max_tokens": 100, "temperature": 0, "stream": True}
+    request = CompletionRequest.of(fields, running.service.models, running.service.limits)
+    monkeypatch.setattr(model.generator, "_text", lambda *_: "")
+    unwanted, steps = threading.Event(), [0]
+    parts: list[Any] = []
+
+    def step(*_: Any) -> None:
+        steps[0] += 1
+        if steps[0] == 3:
+            unwanted.set()
+
+    hook = model.generator.model.register_forward_pre_hook(step)
+    _write(request, parts.append, unwanted)
+    hook.remove()
+    assert steps == [3]
+    assert len(parts) == 1
 
 
 @pytest.mark.parametrize(

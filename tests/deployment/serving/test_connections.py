@@ -150,6 +150,26 @@ def test_who_closes_its_side_gets_its_answer(tokenizer, version):
     assert came.endswith(b'{"translatedText": "A"}')
 
 
+@pytest.mark.parametrize(
+    "rest", [b"", b"GET /hea", b"POST /translate HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"]
+)
+def test_who_closes_its_side_behind_several_requests_gets_all_answers(tokenizer, rest):
+    """What comes after the last whole one is half of one, which nobody waits for."""
+    model = instant_model(tokenizer)
+    translator = translator_of(model)
+    translator.may_run.clear()
+    with served(Models.of([model])) as running, open_to(running) as connection:
+        connection.sendall(b"".join(request({**FIELDS, "q": text}) for text in "abc") + rest)
+        connection.shutdown(socket.SHUT_WR)
+        wait_for(lambda: translator.texts)
+        threading.Timer(0.2, translator.may_run.set).start()
+        begun = time.monotonic()
+        came = closes(connection)
+        assert time.monotonic() - begun < 4
+    assert [came.count(b'"translatedText": "%s"' % text) for text in (b"A", b"B", b"C")] == [1, 1, 1]
+    assert came.count(b" 200 OK") == 3
+
+
 def test_accept_errors_are_said_once(caplog):
     handler, loop = RareErrors(), asyncio.new_event_loop()
     log = logging.getLogger("bmscale")

@@ -125,7 +125,10 @@ def test_words_are_linked(browser, running, translator, tmp_path):
     assert browser.value("document.activeElement.textContent") == expected[0].target[strongest]
     assert browser.value("document.activeElement.parentElement.ariaLabel") == "Translation, sentence 1"
     picture(browser, "alignment", tmp_path)
+    assert browser.value("document.querySelectorAll('td').length") == 0  # not before it is opened
     browser.value("document.querySelector('details').open = true")
+    browser.until("document.querySelector('table') !== null")
+    assert browser.value("document.querySelectorAll('table').length") == 1
     cells = browser.value("[...document.querySelectorAll('table')[0].querySelectorAll('tbody tr')]"
                           ".map(r => [...r.querySelectorAll('td')].map(c => c.textContent))")  # fmt: skip
     assert np.array(cells).shape == expected[0].weights.shape
@@ -149,6 +152,7 @@ def test_alignments_on_a_phone(browser, running, tmp_path):
     browser.open(running.url, width=360, height=740, phone=True)
     aligned(browser, SENTENCES[0])
     browser.value("document.querySelector('details').open = true, document.querySelectorAll('.word')[2].click()")
+    browser.until("document.querySelector('table') !== null")
     assert browser.value("document.querySelectorAll('.chosen').length") == 1
     assert browser.value("document.documentElement.scrollWidth") <= 360  # the table scrolls in its frame
     heights = browser.value("[...document.querySelectorAll('.word, summary')].map(e => e.offsetHeight)")

@@ -1,5 +1,6 @@
 """`bmscale serve` as a process: what it refuses, where it listens, how it ends."""
 
+import asyncio
 import pickle
 import shutil
 import signal
@@ -7,16 +8,24 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import torch
 
 from bmscale import cli
+from bmscale.deployment.serving.limits import Limits
 from bmscale.deployment.serving.models import open_models, refuse_pickles
-from bmscale.deployment.serving.running import bind, is_loopback
+from bmscale.deployment.serving.running import bind, is_loopback, make_server
 from bmscale.errors import BadInput
+from bmscale.inference import ctranslate2_folder
+from bmscale.inference.translator import SearchOptions
+from bmscale.model.folder import open_model_folder
 from tests.deployment.serving.conftest import SENTENCES
 from tests.deployment.serving.load import measure, report
 
@@ -51,6 +60,94 @@ def test_it_serves_and_ends_after_what_it_accepted(en_de, writer):
     assert process.returncode == 0, rest
     assert "everything that was accepted is answered" in rest
     assert [len(answer.json()["translatedText"]) for answer in answers] == [240] * 3
+
+
+_SERVES_FOR_EVER = """
+import asyncio, logging
+from bmscale.deployment.serving.limits import Limits
+from bmscale.deployment.serving.running import bind, run
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+    print(scope["type"], flush=True)
+    await asyncio.sleep(60)
+
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+with bind("127.0.0.1", 0) as bound:
+    print(run(app, bound, Limits()))
+"""
+
+
+def test_a_second_ctrl_c_ends_it_at_once():
+    """While a request is under way; nothing is said of answers that did not come."""
+    command = [sys.executable, "-c", _SERVES_FOR_EVER]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        ThreadPoolExecutor() as threads,
+    ):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url = next(process.stderr).split("serving on ")[1].split()[0]
+        answer = threads.submit(httpx.get, url, timeout=60)
+        assert [next(process.stdout) for _ in range(2)] == ["lifespan\n", "http\n"]
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert (process.stdout.read(), process.stderr.read()) == ("", "ended at once\n")
+        with pytest.raises(httpx.HTTPError):
+            answer.result(20)
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_it_tells_whether_it_answered_all_in_its_time(is_slow):
+    began = threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            for _ in range(2):
+                await send({"type": f"{(await receive())['type']}.complete"})
+            return
+        began.set()
+        await asyncio.sleep(20 if is_slow else 0.2)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    server = make_server(app, Limits())
+    server.config.timeout_graceful_shutdown = 0.5  # type: ignore[assignment]
+    with bind("127.0.0.1", 0) as bound, ThreadPoolExecutor() as threads:
+        port = bound.getsockname()[1]
+        running = threads.submit(server.run, sockets=[bound])
+        asked = threads.submit(httpx.get, f"http://127.0.0.1:{port}", timeout=20)
+        assert began.wait(20)
+        server.should_exit = True
+        running.result(20)
+        assert server.has_answered_all is not is_slow
+        assert asked.result(20).status_code == (500 if is_slow else 204)
+
+
+@pytest.mark.parametrize("is_exported", [False, True])
+def test_a_folder_is_read_once_and_has_its_positions(en_de, exported_en_de, monkeypatch, is_exported):
+    """What a unit takes of a batch ends with the positions, however much a search may write."""
+    checked: list[Path] = []
+    check = ctranslate2_folder.check_files
+
+    def count(path: Path, record: Any) -> None:
+        checked.append(path)
+        check(path, record)
+
+    monkeypatch.setattr(ctranslate2_folder, "check_files", count)
+    search = SearchOptions(beam_size=3, max_length_extra=100_000)
+    models = open_models([str(exported_en_de if is_exported else en_de)], device="cpu", search=search)
+    assert checked == ([exported_en_de] if is_exported else [])
+    (model,) = models.pairs.values()
+    (unit,) = model.units(["my goat"], "de", 1)
+    length = len(model._tokenizer.encode_batch(["my goat"])[0]) + 1
+    assert unit.slots == 3 * (length + open_model_folder(en_de).config.max_position_embeddings)
+    models.close()
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """Requests that a page of another site has a browser send, and names that were made to point here."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import pytest
 from starlette.datastructures import Headers
 
+from bmscale.deployment.serving.limits import Limits
 from bmscale.deployment.serving.models import Models
 from bmscale.deployment.serving.sites import Sites
 from bmscale.errors import BadInput
-from tests.deployment.serving.conftest import instant_model, served
+from tests.deployment.serving.conftest import instant_model, served, translator_of, wait_for
 
 LOOPBACK = Sites.of([], [], loopback=True)
 FIELDS = {"q": "a", "source": "en", "target": "de"}
@@ -122,3 +125,35 @@ def test_an_allowed_site_is_told_so(tokenizer):
         answer = httpx.post(f"{running.url}/translate", json=FIELDS, headers=headers)
         assert answer.headers["access-control-allow-origin"] == "https://a.example"
         assert answer.json() == {"translatedText": "A"}
+
+
+def test_an_allowed_site_can_read_what_went_wrong(tokenizer):
+    """Also when to come again, and that is told to no other site."""
+    model = instant_model(tokenizer)
+    translator = translator_of(model)
+    translator.may_run.clear()
+    translator.fails = True
+    sites = Sites.of(["https://a.example"], [], loopback=True)
+    with (
+        served(Models.of([model]), sites=sites, limits=Limits(max_requests=1)) as running,
+        ThreadPoolExecutor() as threads,
+    ):
+
+        def ask(origin: str) -> httpx.Response:
+            return httpx.post(f"{running.url}/translate", json=FIELDS, headers={"origin": origin}, timeout=20)
+
+        first = threads.submit(ask, "https://a.example")
+        wait_for(lambda: translator.texts)
+        refused, other = ask("https://a.example"), ask("https://b.example")
+        translator.may_run.set()
+        failed = first.result(20)
+        counts = httpx.get(f"{running.url}/metrics").text
+    assert [answer.status_code for answer in (refused, other, failed)] == [429, 403, 500]
+    for answer in (refused, failed):
+        assert answer.headers["access-control-allow-origin"] == "https://a.example"
+        assert answer.headers["access-control-expose-headers"] == "Retry-After"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    assert refused.headers["retry-after"] == "1"
+    assert "access-control-allow-origin" not in other.headers
+    for code in (403, 429, 500):
+        assert f'bmscale_requests_total{{code="{code}",route="/translate"}} 1.0' in counts

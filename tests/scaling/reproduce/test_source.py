@@ -173,6 +173,7 @@ def test_a_pickle_that_runs_something_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
+        ("x.jsonl", '{"n": ' + "[" * 100_000 + "]" * 100_000 + "}", "must be JSONL as published"),
         ("x.csv", "n,loss\n1,2.5\n2,low\n", r"x.csv:3: loss must be a number above 0; got 'low'"),
         ("x.csv", "n,loss\n1,nan\n", r"x.csv:2: loss must be a number above 0; got 'nan'"),
         ("x.csv", "n,loss\n1,-1\n", r"x.csv:2: loss must be a number above 0; got '-1'"),

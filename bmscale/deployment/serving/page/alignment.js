@@ -81,7 +81,14 @@ class Sentence {
   }
 }
 
-function tableOf({ source, target }, weights) {
+// Closed at first, and made when it is opened: a long sentence has thousands of cells.
+function tableOf(found, weights) {
+  const details = made("details", {}, [made("summary", { textContent: "As a table" })]);
+  details.addEventListener("toggle", () => details.append(cellsOf(found, weights)), { once: true });
+  return details;
+}
+
+function cellsOf({ source, target }, weights) {
   const cell = (weight) => {
     const element = made("td", { textContent: weight ? percent(weight) : "" });
     shade(element, weight);
@@ -91,8 +98,7 @@ function tableOf({ source, target }, weights) {
   const rows = target.map((word, row) =>
     made("tr", {}, [made("th", { scope: "row", textContent: word }), ...weights[row].map(cell)]));
   const table = made("table", {}, [made("thead", {}, [head]), made("tbody", {}, rows)]);
-  const frame = made("div", { className: "scrolled", tabIndex: 0, role: "region", ariaLabel: "Weights" }, [table]);
-  return made("details", {}, [made("summary", { textContent: "As a table" }), frame]);
+  return made("div", { className: "scrolled", tabIndex: 0, role: "region", ariaLabel: "Weights" }, [table]);
 }
 
 // `found` is what the server answered: for each sentence its words and links, null where it cannot tell, and nothing at
