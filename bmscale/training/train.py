@@ -146,7 +146,7 @@ def _check_that_ranks_agree(run: RunFolder, identity: dict[str, Any]) -> None:
         )
 
 
-def _newest_state(run: RunFolder, own: str, beginning: str | None) -> Path | None:
+def _newest_state(run: RunFolder, own: str, beginning: str | None = None) -> Path | None:
     """The state to go on from. Raises BadInput where the run had saved one and none is left: it never starts anew in
     silence. A branch begins anew at its `beginning`."""
     state = checkpoint.find_usable(run.states, run=own)

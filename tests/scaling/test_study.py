@@ -197,7 +197,7 @@ def test_a_study_on_pairs_of_people_prepares_them_first(tmp_path, monkeypatch):
     text = re.sub(r"\{synthetic: \w+, pairs: \d+\}", f"{{path: {tmp_path}/pairs.tsv}}", MINE)
     text = text.replace("{type: word, vocabulary_size: 260}", "{type: word, vocabulary_size: 100}")
     (tmp_path / "mine.yaml").write_text(f"{text}tokens: [2.0e4]\n", encoding="utf-8")
-    begun = []
+    begun: list[str] = []
     monkeypatch.setattr(runs, "_run_trunk", lambda study, trunk, cells, *_: begun.extend(cell.name for cell in cells))
     assert not runs.run_study(read_study(str(tmp_path / "mine.yaml"), [], str(tmp_path / "out")))
     assert begun == ["w16-l1-2e4-s0", "deep-2e4-s0"]

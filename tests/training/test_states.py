@@ -92,8 +92,9 @@ def test_where_a_run_without_a_state_begins_anew_is_said(tmp_path, monkeypatch, 
 
 def test_a_state_of_a_branch_step_that_cannot_be_saved_ends_the_run(tmp_path):
     """Trying again some steps later would leave none of that step."""
-    training, lines = TrainingConfig(max_steps=9, branch_steps=[3]), []
-    states = States(tmp_path, cast("Engine", None), training, float, dict, lines.append)
+    training = TrainingConfig(max_steps=9, branch_steps=[3])
+    lines: list[dict] = []
+    states = States(tmp_path, cast("Engine", None), training, float, lambda: None, lines.append)
     with pytest.raises(BmscaleError, match=r"step 3: .* with which a branch is to begin, .* disk full"):
         states._failed(3, SaveFailed("disk full"))
     assert not states._failed(4, SaveFailed("disk full"))
