@@ -29,7 +29,7 @@ def test_runs_of_one_trunk_are_told_from_rows_of_one_run():
             "group": f"trunk-{k // 2}",
             "N": 10**6 * (1 + k // 2),
             "D": 10**8 * (1 + k % 2),
-            "loss": 3.0,
+            "loss": 9.0 - k,
         }
         for k in range(6)
     ]
