@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bmscale.errors import BadInput
+from bmscale.planning.charts import check_path
 from bmscale.scaling.analysis import Analysis
 from bmscale.scaling.backtest import scale_of
 from bmscale.scaling.checks import budgets
@@ -13,17 +13,10 @@ from bmscale.scaling.checks import budgets
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FORMATS = (".png", ".svg")
 MARKERS = "os^vD<>ph*XP"
 MOST_BUDGETS = 8
 """So many isoFLOP curves are drawn, evenly chosen."""
 UNITS = {"C": "training FLOPs", "D": "tokens", "N": "parameters", "loss": "loss"}
-
-
-def check_path(path: Path) -> None:
-    """Raises BadInput for a picture of a kind that is not drawn."""
-    if path.suffix.lower() not in FORMATS:
-        raise BadInput(f"--plot: must end in {' or '.join(FORMATS)}; got '{path.name}'")
 
 
 def draw(analysis: Analysis, path: Path) -> None:
