@@ -144,7 +144,7 @@ def _add_forecast(actions: Commands) -> None:
         nargs="+",
         default=[],
         metavar="CELL",
-        help="cells of the study, or NAME:N=1e8,D=2e9 (default: the study's hold-outs)",
+        help="cells of the study, or NAME:N=1e8,D=2e9 (default: the study's hold-outs that are not trained yet)",
     )
     parser.add_argument(
         "--budget", action="append", type=float, default=[], metavar="FLOPS", help="compute-optimal N and D for it"

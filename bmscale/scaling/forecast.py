@@ -16,7 +16,7 @@ from typing import Any
 from bmscale.errors import BadInput
 from bmscale.scaling.analysis import AUTO, Analysis, analyse
 from bmscale.scaling.fit import Objective
-from bmscale.scaling.heldout import held_out
+from bmscale.scaling.heldout import named, untrained_holdouts
 from bmscale.scaling.intervals import LEVEL
 from bmscale.scaling.records import Records, digest, row_hashes
 from bmscale.scaling.tables import Table
@@ -34,7 +34,7 @@ class Asked:
     """What is to be forecast."""
 
     cells: tuple[str, ...] = ()
-    """Names of the study's cells, or `NAME:N=1e8,D=2e9`; none stands for the study's hold-outs."""
+    """Names of the study's cells, or `NAME:N=1e8,D=2e9`; none stands for the study's hold-outs that are not trained."""
     budgets: tuple[float, ...] = ()
     """FLOPs, as the table counts them."""
     losses: tuple[float, ...] = ()
@@ -122,14 +122,20 @@ def forecast(
 ) -> Content:
     """The content of a forecast, without chain and hash.
 
-    Raises BadInput for a cell that is already trained or begun, for one that is not known, where nothing is asked for,
-    and for a table that no law can be fitted to.
+    Raises BadInput for a cell that was named and is already trained or begun, for one that is not known, where nothing
+    is left to forecast, and for a table that no law can be fitted to.
     """
     if draws < LEAST_DRAWS:
         raise BadInput(f"--draws: must be at least {LEAST_DRAWS} for prediction intervals; got {draws}")
     table = records.table()
-    cells = held_out(records, table, asked.cells)
+    left_out: list[BadInput] = []
+    if asked.cells:
+        cells = named(records, table, asked.cells)
+    else:
+        cells, left_out = untrained_holdouts(records, table)
     if not (cells or asked.budgets or asked.losses):
+        if left_out:
+            raise left_out[0]
         raise BadInput("nothing to forecast: the study has no holdouts; give --cells, --budget or --loss")
     found = analyse(table, law=law, objective=objective, draws=draws, seed=seed)
     assert found.bootstrap is not None  # draws are not 0
@@ -143,7 +149,7 @@ def forecast(
         "table": _table(records, table, found),
         "fit": {**_fit(found), "window": window, "chosen": "by the back-test" if law == AUTO else "by name"},
         "backtest": _backtest(found, window),
-        "warnings": list(found.warnings),
+        "warnings": [*found.warnings, *(f"left out: {error}" for error in left_out)],
         "cells": predictions,
         "budgets": [at_budget(found, budget) for budget in asked.budgets],
         "losses": [for_loss(found, loss, asked.size) for loss in asked.losses],

@@ -15,15 +15,17 @@ SAME = 1.005
 _CELL = re.compile(r"(?:(?P<name>[^:=,]+):)?(?P<columns>\w+=[^,=]+(?:,\w+=[^,=]+)*)")
 
 
-def held_out(records: Records, table: Table, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Columns of each cell by its name: of those named, or else of the study's hold-outs.
+Cells = dict[str, dict[str, float]]
+"""Columns of each cell, by its name."""
 
-    A name is that of a cell of the study, or `NAME:N=1e8,D=2e9`. Raises BadInput for a cell that is trained or begun.
+
+def named(records: Records, table: Table, names: Sequence[str]) -> Cells:
+    """The cells of these names, each that of a cell of the study, or `NAME:N=1e8,D=2e9`.
+
+    Raises BadInput for a cell that is trained or begun.
     """
-    known = records.cells()
-    chosen = list(names) or [name for name, (_, cell) in known.items() if cell.kind == "holdout"]
-    found: dict[str, dict[str, float]] = {}
-    for name in chosen:
+    known, found = records.cells(), Cells()
+    for name in names:
         if name in known and records.study is not None:
             found[name] = columns_of(records.study, *known[name])
             _check_untrained(records, name)
@@ -34,6 +36,21 @@ def held_out(records: Records, table: Table, names: Sequence[str]) -> dict[str, 
                 raise BadInput(f"{label}: is in {records.file} already: it can no longer be forecast")
         _check_not_there(table, *list(found.items())[-1])
     return found
+
+
+def untrained_holdouts(records: Records, table: Table) -> tuple[Cells, list[BadInput]]:
+    """The study's hold-outs; and, of those that are trained or begun, why they are left out."""
+    found, left_out = Cells(), []
+    for name, (trunk, cell) in records.cells().items():
+        if records.study is not None and cell.kind == "holdout":
+            columns = columns_of(records.study, trunk, cell)
+            try:
+                _check_untrained(records, name)
+                _check_not_there(table, name, columns)
+                found[name] = columns
+            except BadInput as error:
+                left_out.append(error)
+    return found, left_out
 
 
 def _parse(text: str, known: Sequence[str], table: Table) -> tuple[str, dict[str, float]]:

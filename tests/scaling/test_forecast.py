@@ -225,6 +225,34 @@ def test_cells_that_are_trained_or_begun_are_refused(study):
         quick(records, Asked())
 
 
+def test_trained_holdouts_are_left_out_where_something_else_is_asked_for(study):
+    train_holdouts(study, EARLIER)
+    records = open_records(str(study))
+    with pytest.raises(BadInput, match=rf"^{CELL}: is trained, with loss .*: it can no longer be forecast$"):
+        quick(records, Asked())
+    with pytest.raises(BadInput, match=rf"^{CELL}: is trained"):
+        quick(records, Asked((CELL,), budgets=(1e13,)))
+    content = quick(records, Asked(budgets=(1e13,)))
+    assert (content["cells"], [one["budget"] for one in content["budgets"]]) == ([], [1e13])
+    assert f"warning: left out: {CELL}: is trained, with loss" in to_text(content)
+
+
+def test_without_names_the_holdouts_without_outcome_or_run_are_forecast(study):
+    text = (study / "study.yaml").read_text()
+    (study / "study.yaml").write_text(text.replace("holdouts: [", "holdouts: [{size: w32-l1, budget: 1.0e12}, "))
+    other = "w32-l1-1e12-s0"
+    assert [cell["cell"] for cell in quick(open_records(str(study)), Asked())["cells"]] == [other, CELL]
+    write(
+        study / "holdouts.jsonl", [row for row in rows_of(study, holdouts=True, started=LATER) if row["cell"] == CELL]
+    )
+    content = quick(open_records(str(study)), Asked())
+    assert [cell["cell"] for cell in content["cells"]] == [other]
+    assert content["warnings"][-1].startswith(f"left out: {CELL}: is trained")
+    (study / "runs" / other).mkdir(parents=True)
+    with pytest.raises(BadInput, match=rf"^{other}: its run has begun"):
+        quick(open_records(str(study)), Asked())
+
+
 def test_nothing_is_written_over(study, tmp_path):
     records = open_records(str(study))
     content, before = quick(records, Asked()), (study / "forecast.json").read_bytes()
