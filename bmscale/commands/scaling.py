@@ -85,7 +85,7 @@ def _add_fit(actions: Commands) -> None:
     _add_table_options(parser)
     parser.add_argument("--loss", default="huber", choices=("huber", "lad", "ls"), help="of log residuals")
     parser.add_argument("--delta", type=float, default=1e-3, help="where Huber's loss turns straight (default: 1e-3)")
-    parser.add_argument("--draws", type=int, default=1000, metavar="N", help="of the bootstrap by run (default: 1000)")
+    parser.add_argument("--draws", type=int, default=1000, metavar="N", help="of the bootstrap (default: 1000)")
     parser.add_argument("--restarts", type=int, default=20, metavar="N", help="random starts (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="of bootstrap and restarts (default: 0)")
     parser.add_argument("--json", action="store_true", help="everything, for programs")
@@ -155,7 +155,7 @@ def _add_forecast(actions: Commands) -> None:
     parser.add_argument("--size", type=float, metavar="N", help="parameters of the model of --loss (default: optimal)")
     parser.add_argument("--law", default="auto", metavar="LAW", help="as in fit (default: auto, by the back-test)")
     _add_table_options(parser)
-    parser.add_argument("--draws", type=int, default=1000, metavar="N", help="of the bootstrap by run (default: 1000)")
+    parser.add_argument("--draws", type=int, default=1000, metavar="N", help="of the bootstrap (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     parser.add_argument("--out", metavar="FILE", help="a new file (default: FOLDER/forecast.json, then -2, -3)")
 
@@ -188,7 +188,7 @@ def _add_report(actions: Commands) -> None:
     parser.add_argument(
         "--forecast", nargs="+", default=[], metavar="FILE", help="forecasts (default: those in the folder)"
     )
-    parser.add_argument("--draws", type=int, default=1000, metavar="N", help="of the bootstrap by run (default: 1000)")
+    parser.add_argument("--draws", type=int, default=1000, metavar="N", help="of the bootstrap (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     parser.add_argument("--out", metavar="FILE", help="default: FOLDER/report.html; figures are beside it")
 

@@ -9,7 +9,7 @@ from bmscale.errors import BadInput
 from bmscale.scaling import approaches, backtest, intervals
 from bmscale.scaling.approaches import Allocation
 from bmscale.scaling.backtest import BackTest
-from bmscale.scaling.checklist import Item, checklist
+from bmscale.scaling.checklist import Item, checklist, drawn_from
 from bmscale.scaling.checks import check_law
 from bmscale.scaling.fit import Fit, Objective, fit
 from bmscale.scaling.intervals import Bootstrap
@@ -62,6 +62,7 @@ class Analysis:
                 "level": intervals.LEVEL,
                 "draws": 0 if boot is None else len(boot.inner),
                 "failed": 0 if boot is None else boot.failed,
+                "drawn": None if boot is None else drawn_from(self.fitted, boot),
                 "parameters": self.parameter_intervals,
             },
             "allocations": [one.to_dict() for one in self.allocations],

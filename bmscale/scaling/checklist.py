@@ -123,8 +123,7 @@ def _of_fit(
         "the same objective",
     }
     if bootstrap is not None:
-        drawn = _drawn(len(set(table.runs)), len(set(table.groups)), bootstrap.groups)
-        found["intervals"] = f"bootstrap of {drawn}, {len(bootstrap.inner)} draws, percentiles"
+        found["intervals"] = f"{drawn_from(table, bootstrap)}, percentiles"
     chosen = None if backtest is None else backtest.of(fit.law.name, window)
     if backtest is not None and chosen is not None and chosen.error is not None:
         found["error at runs held out"] = (
@@ -134,10 +133,14 @@ def _of_fit(
     return found
 
 
-def _drawn(runs: int, groups: int, drawn: int) -> str:
-    """What the bootstrap drew."""
+def drawn_from(table: Table, bootstrap: Bootstrap) -> str:
+    """What the bootstrap drew of the table that was fitted, and how often."""
+    runs, groups, drawn = len(set(table.runs)), len(set(table.groups)), bootstrap.groups
+    draws = f"{len(bootstrap.inner)} draws"
     if groups == runs:
-        return f"{drawn} runs"
+        return f"bootstrap of {drawn} runs, {draws}"
     if drawn == groups:
-        return f"{groups} trunks that {runs} runs share"
-    return f"{runs} runs as if they were independent, though they share {groups} trunks: too narrow"
+        return f"bootstrap of {groups} trunks that {runs} runs share, {draws}"
+    return (
+        f"bootstrap of {runs} runs as if they were independent, though they share {groups} trunks: too narrow; {draws}"
+    )

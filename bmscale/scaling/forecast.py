@@ -15,6 +15,7 @@ from typing import Any
 
 from bmscale.errors import BadInput
 from bmscale.scaling.analysis import AUTO, Analysis, analyse
+from bmscale.scaling.checklist import drawn_from
 from bmscale.scaling.fit import Objective
 from bmscale.scaling.heldout import named, untrained_holdouts
 from bmscale.scaling.intervals import LEVEL
@@ -181,7 +182,7 @@ def _fit(found: Analysis) -> Content:
         **{name: values[name] for name in ("law", "equation", "loss", "parameters", "objective", "rows", "gone")},
         "intervals": {"level": LEVEL, "parameters": {k: list(v) for k, v in found.parameter_intervals.items()}},
         "draws": len(boot.inner),
-        "runs": boot.groups,
+        "drawn": drawn_from(found.fitted, boot),
         "certificate": values["certificate"],
     }
 

@@ -17,6 +17,7 @@ from bmscale.evaluation.report import page_environment
 from bmscale.scaling import approaches, scoring
 from bmscale.scaling.analysis import AUTO, Analysis, analyse
 from bmscale.scaling.approaches import Allocation
+from bmscale.scaling.checklist import drawn_from
 from bmscale.scaling.checks import budgets
 from bmscale.scaling.figures import Figure, figures
 from bmscale.scaling.fit import fit
@@ -215,6 +216,7 @@ def _split(table: Table, draws: int, seed: int) -> dict[str, Any] | None:
         "law": ENCODER_DECODER,
         "parameters": found.parameters,
         "intervals": ranges,
+        "drawn": "" if boot is None else drawn_from(table, boot),
         "share": own,
         "share_interval": interval,
         "shares": (float(share.min()), float(share.max())),

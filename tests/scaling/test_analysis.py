@@ -31,6 +31,7 @@ def test_trunks_too_few_to_draw_by_are_said():
         assert len(said) == (name == "five")
         answers[name] = {item.question: item.answer for item in found.checklist}
         assert answers[name]["runs and rows"] == "35 runs, 35 rows"
+        assert found.to_dict()["intervals"]["drawn"] in answers[name]["intervals"]
     assert answers["seven"]["intervals"].startswith("bootstrap of 7 trunks that 35 runs share, 20 draws")
     assert "35 runs as if they were independent, though they share 5 trunks: too narrow" in answers["five"]["intervals"]
 

@@ -104,6 +104,16 @@ def test_a_table_that_no_law_fits_has_a_page(study):
     assert "forecast.json cannot be read as a forecast" in said
 
 
+def test_it_says_what_the_bootstrap_drew(study):
+    rows = rows_of(study, holdouts=False, started=EARLIER)
+    assert "Intervals: bootstrap of 16 runs, 50 draws" in words(report(study))
+    write(study / "table.jsonl", [{**row, "group": f"trunk-{n % 8}"} for n, row in enumerate(rows)])
+    assert "Intervals: bootstrap of 8 trunks that 16 runs share, 50 draws" in words(report(study))
+    write(study / "table.jsonl", [{**row, "group": row["size"]} for row in rows])
+    said = words(report(study))
+    assert "16 runs as if they were independent, though they share 4 trunks: too narrow" in said
+
+
 def test_several_splits_of_encoder_and_decoder(tmp_path, capsys):
     """p_e and p_d with intervals, by the report and by the fit of the same table."""
     truth = {"E": 0.44, "A": 20.0, "B": 60.0, "p_e": 0.08, "p_d": 0.2, "beta": 0.3}
@@ -123,6 +133,7 @@ def test_several_splits_of_encoder_and_decoder(tmp_path, capsys):
         assert found["fit"]["parameters"][name] == pytest.approx(truth[name], rel=0.15)
     said = words(report(tmp_path / "split.jsonl"))
     assert "best share of the encoder, p_e/(p_e + p_d)" in said
+    assert said.count("Intervals: bootstrap of 27 runs, 50 draws") == 2  # of the law, of p_e and p_d
     assert re.search(r"p_e 0\.0[78]\d* 0\.0\d+ to 0\.\d+", said)
     assert (tmp_path / "split.report-split.svg").is_file()
 
