@@ -369,15 +369,12 @@ def read_study(config: str, overrides: list[str], folder: str | None = None) -> 
     if folder == "":
         raise BadInput("--folder: must name where the study is; got an empty name")
     names, path = preset_names(STUDIES), Path(config)
-    if path.is_file():
-        document = read_yaml(path)
-    elif config in names:
+    if not path.is_file():
+        if config not in names:
+            known = ", ".join(names)
+            raise BadInput(f"STUDY: must be a YAML file or one of {known}; got '{config}'{suggest(config, names)}")
         path = STUDIES / f"{config}.yaml"
-        document = read_yaml(path)
-    else:
-        known = ", ".join(names)
-        raise BadInput(f"STUDY: must be a YAML file or one of {known}; got '{config}'{suggest(config, names)}")
-    document = document.layer(read_overrides(overrides))
+    document = read_yaml(path).layer(read_overrides(overrides))
     if "name" not in document.values:
         document.values["name"] = path.stem
     study = validate(StudyConfig, document)
@@ -385,6 +382,13 @@ def read_study(config: str, overrides: list[str], folder: str | None = None) -> 
     if study.base is not None:
         beside = path.parent / study.base
         base = load(str(beside) if beside.is_file() else study.base)
+    for key in ("init_from", "branch_from"):
+        if (value := study.experiment.get(key, base.values.get(key))) is not None:
+            place = document.place(("experiment", key)) if key in study.experiment else base.place((key,))
+            raise BadInput(
+                f"{place}: {key}: must not be given for a study, which trains every size from scratch; got '{value}'. "
+                f"Take it out, or put {key}: null under the study's experiment"
+            )
     try:
         return Study(study, base, Path(folder) if folder else None)
     except BadInput as error:

@@ -167,6 +167,25 @@ def test_mistakes_are_named(tmp_path, lines, said):
         _ = read_study(str(tmp_path / "mine.yaml"), []).trunks
 
 
+@pytest.mark.parametrize("key", ["init_from", "branch_from"])
+def test_a_study_trains_from_scratch(tmp_path, key):
+    """Said when it is read, with the place, and null takes it out of the base."""
+    base, path = tmp_path / "base.yaml", tmp_path / "mine.yaml"
+    base.write_text(f"preset: toy\n{key}: runs/other\n", encoding="utf-8")
+    text = "base: base.yaml\nsizes: [{width: 16, layers: 1}]\ntokens: [1e5]\n"
+    path.write_text(text, encoding="utf-8")
+    said = f"{key}: must not be given for a study, which trains every size from scratch; got 'runs/other'"
+    with pytest.raises(BadInput, match=re.escape(f"{base}:2: {said}")):
+        read_study(str(path), [])
+    with pytest.raises(BadInput, match=re.escape(f"override 'experiment.{key}=runs/other': {said}")):
+        read_study("ci", [f"experiment.{key}=runs/other"])
+    path.write_text(f"{text}experiment: {{{key}: runs/other}}\n", encoding="utf-8")
+    with pytest.raises(BadInput, match=re.escape(f"{path}:4: {said}")):
+        read_study(str(path), [])
+    path.write_text(f"{text}experiment: {{{key}: null}}\n", encoding="utf-8")
+    assert getattr(read_study(str(path), []).plain, key) is None
+
+
 def test_an_experiment_that_is_not_complete_is_named_with_its_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("sizes: [{width: 16, layers: 1}]\ntokens: [1e5]\n", encoding="utf-8")
