@@ -290,6 +290,9 @@ def _checklist(records: Records, found: Analysis | None) -> dict[str, str]:
         "batch size and schedule": f"{steps} target tokens a step; warm-up, constant, then to 0 as 1 - sqrt over the "
         f"last {study.cooldown_fraction:g} of the steps",
         "optimizer of the training": ", ".join(f"{key} {value}" for key, value in optimizer.items()),
-        "what the loss is of": "the whole validation set at the last step, nats a target token, in "
-        + ", ".join(sorted({str(row["precision"]) for row in rows})),
+        "what the loss is of": "the whole validation set at the last step, nats a target token, computed in "
+        + ", ".join(
+            f"{precision}, as the training, and not in fp32" if precision != "fp32" else precision
+            for precision in sorted({str(row["precision"]) for row in rows})
+        ),
     }

@@ -104,14 +104,16 @@ def test_a_table_that_no_law_fits_has_a_page(study):
     assert "forecast.json cannot be read as a forecast" in said
 
 
-def test_it_says_what_the_bootstrap_drew(study):
+def test_it_says_what_the_bootstrap_drew_and_what_the_loss_was_computed_in(study):
     rows = rows_of(study, holdouts=False, started=EARLIER)
     assert "Intervals: bootstrap of 16 runs, 50 draws" in words(report(study))
     write(study / "table.jsonl", [{**row, "group": f"trunk-{n % 8}"} for n, row in enumerate(rows)])
     assert "Intervals: bootstrap of 8 trunks that 16 runs share, 50 draws" in words(report(study))
-    write(study / "table.jsonl", [{**row, "group": row["size"]} for row in rows])
+    assert "nats a target token, computed in fp32" in words(study / "report.html")
+    write(study / "table.jsonl", [{**row, "group": row["size"], "precision": "bf16"} for row in rows])
     said = words(report(study))
     assert "16 runs as if they were independent, though they share 4 trunks: too narrow" in said
+    assert "nats a target token, computed in bf16, as the training, and not in fp32" in said
 
 
 def test_several_splits_of_encoder_and_decoder(tmp_path, capsys):
