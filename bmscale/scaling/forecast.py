@@ -46,8 +46,11 @@ class Asked:
 def freeze(records: Records, content: Content, out: Path | None = None) -> Path:
     """Write a forecast as a new file; by default forecast.json, then forecast-2.json and so on in the folder.
 
-    Raises BadInput where the file is already there: a forecast is never written over.
+    Raises BadInput where the file is already there, since a forecast is never written over, and for results that come
+    with the package where `out` is not given.
     """
+    if out is None and records.is_shipped:
+        raise BadInput(f"--out: must be given: the results of {records.name} come with bmscale, whose folder stays as it is")
     path = out or next(path for number in range(1, 1000) if not (path := _path(records, number)).exists())
     before = newest(records)
     values = {**content, "previous": None}

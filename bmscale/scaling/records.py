@@ -42,6 +42,11 @@ class Records:
         """What names of forecasts begin with: a table's own name, since a folder may hold several."""
         return "forecast" if self.study is not None else f"{self.file.stem}.forecast"
 
+    @property
+    def is_shipped(self) -> bool:
+        """Whether these are results that come with the package, where nothing is written."""
+        return self.folder.is_relative_to(STUDIES)
+
     def table(self) -> Table:
         """Raises BadInput where there is none yet, and for what no law can be fitted to."""
         if self.study is not None and not (self.file.is_file() and self.file.stat().st_size):
@@ -89,7 +94,10 @@ class Records:
 def open_records(
     given: str, folder: str | None = None, columns: Sequence[str] = (), drop: Sequence[str] = ()
 ) -> Records:
-    """Of a study's YAML file, its name, its folder, or a table's file. Raises BadInput for anything else."""
+    """Of a study's YAML file, its name, its folder, or a table's file. Raises BadInput for anything else.
+
+    The name of a shipped study that was not run here stands for the results that come with it, if it has any.
+    """
     path = Path(given)
     if path.is_dir():
         if not (path / "study.yaml").is_file():
@@ -97,6 +105,9 @@ def open_records(
         study = read_study(str(path / "study.yaml"), [], folder or str(path))
     elif path.suffix in (".yaml", ".yml") or (not path.exists() and given in preset_names(STUDIES)):
         study = read_study(given, [], folder)
+        shipped = STUDIES / given / study.table.name
+        if folder is None and shipped.is_file() and not study.table.is_file():
+            study = read_study(given, [], str(shipped.parent))
     else:
         return Records(path.stem, path.parent, path, None, tuple(columns), tuple(drop))
     return Records(study.config.name, study.folder, study.table, study, tuple(columns), tuple(drop))

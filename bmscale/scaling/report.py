@@ -50,7 +50,7 @@ def write_report(
 
     A table that no law can be fitted to has a page too, which says why. Raises BadInput for a table that is none.
     """
-    path = out or records.folder / ("report.html" if records.study is not None else f"{records.file.stem}.report.html")
+    path = out or _default_path(records)
     table = records.table()
     found, refused = _analysis(table, law, draws, seed)
     frozen = scoring.score(records, forecasts)
@@ -82,6 +82,14 @@ def write_report(
         _write(_beside(path, picture), picture.file)
     log.info("%s, and %d pictures beside it", path, len(pictures))
     return path
+
+
+def _default_path(records: Records) -> Path:
+    """In the study's folder, or beside the table."""
+    if records.study is None:
+        return records.folder / f"{records.file.stem}.report.html"
+    folder = Path("studies") / records.name if records.is_shipped else records.folder
+    return folder / "report.html"
 
 
 def _write(path: Path, text: str) -> None:

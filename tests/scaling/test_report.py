@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from bmscale.cli import main
+from bmscale.scaling.approaches import isoflop
 from bmscale.scaling.forecast import Asked, forecast, freeze
 from bmscale.scaling.laws import ENCODER_DECODER
 from bmscale.scaling.records import open_records
+from bmscale.scaling.scoring import FORECAST, score
 from tests.scaling.test_forecast import CELL, EARLIER, LATER, frozen_study, rows_of, study, train_holdouts, write
 
 __all__ = ["frozen_study", "study"]  # fixtures
@@ -149,3 +151,33 @@ def test_fit_and_forecast_take_a_study(study, capsys):
     assert capsys.readouterr().out.endswith("forecast-2.json\n")
     assert main([*again, "--out", str(study / "forecast.json")]) == 2
     assert main(["scaling", "forecast", str(study), "--budget", "-1"]) == 2
+
+
+def test_results_that_come_with_bmscale_hold_together(tmp_path, monkeypatch):
+    """Rows, metrics and the forecast that was frozen before the hold-outs were trained."""
+    monkeypatch.chdir(tmp_path)
+    records = open_records("synthetic")
+    assert records.is_shipped
+    rows = [*records.rows(), *records.rows("holdouts"), *records.rows("from_scratch")]
+    assert {row["cell"] for row in rows} == set(records.cells())
+    for row in rows:
+        lines = (records.folder / "runs" / row["cell"] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        valid = [line for line in map(json.loads, lines) if "valid_loss" in line]
+        assert (valid[-1]["step"], valid[-1]["valid_loss"]) == (row["steps"], row["loss"])
+    (frozen,) = score(records)
+    assert not frozen.notes
+    assert [cell.status for cell in frozen.cells] == [FORECAST, FORECAST]
+    curves = isoflop(records.table())  # refuses a best size at the edge
+    assert not curves.notes
+
+
+def test_results_that_come_with_bmscale_are_not_written_to(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["scaling", "report", "synthetic", "--law", "chinchilla", "--draws", "50"]) == 0
+    assert capsys.readouterr().out == "studies/synthetic/report.html\n"
+    assert "Forecast in time 2 cells" in words(tmp_path / "studies/synthetic/report.html")
+    asked = ["scaling", "forecast", "synthetic", "--budget", "1e15", "--law", "chinchilla", "--draws", "100"]
+    assert main(asked) == 2
+    assert "--out" in capsys.readouterr().err
+    assert main([*asked, "--out", "next.json"]) == 0
+    assert json.loads((tmp_path / "next.json").read_text())["previous"]["file"] == "forecast.json"
