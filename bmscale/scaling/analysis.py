@@ -7,7 +7,7 @@ import numpy as np
 
 from bmscale.errors import BadInput
 from bmscale.scaling import approaches, backtest, intervals
-from bmscale.scaling.approaches import Allocation
+from bmscale.scaling.approaches import Allocation, Minimum
 from bmscale.scaling.backtest import BackTest
 from bmscale.scaling.checklist import Item, checklist, drawn_from
 from bmscale.scaling.checks import check_law
@@ -33,6 +33,8 @@ class Analysis:
     fit: Fit
     bootstrap: Bootstrap | None
     allocations: tuple[Allocation, ...]
+    minima: tuple[Minimum, ...]
+    """Of the isoFLOP curves; none where the table has no N, D, C and loss."""
     conventions: dict[str, float]
     """The exponent a of N_opt ∝ C^a by each column that counts N."""
     encoder_share: float | None
@@ -66,6 +68,7 @@ class Analysis:
                 "parameters": self.parameter_intervals,
             },
             "allocations": [one.to_dict() for one in self.allocations],
+            "isoflop_minima": [one.to_dict() for one in self.minima],
             "a_by_convention_of_n": self.conventions,
             "encoder_share": self.encoder_share,
             "backtest": None if self.backtest is None else self.backtest.to_dict(),
@@ -126,6 +129,7 @@ def analyse(
         found,
         boot,
         (*allocations, *_from_law(found, boot)),
+        tuple(approaches.minima(table)) if {"N", "D", "C", "loss"} <= set(table.columns) else (),
         _conventions(fitted, found),
         _encoder_share(found),
         tested,
@@ -259,6 +263,7 @@ def _allocation_text(analysis: Analysis) -> list[str]:
     if analysis.conventions:
         counted = ", ".join(f"{name} {value:.4f}" for name, value in analysis.conventions.items())
         lines.append(f"  a by how N is counted: {counted}")
+    lines += [f"  {text}" for text in approaches.describe(analysis.minima)] if analysis.allocations else []
     if analysis.encoder_share is not None:
         lines += ["", f"best share of the encoder, p_e/(p_e + p_d): {analysis.encoder_share:.3f}"]
     return lines

@@ -5,7 +5,7 @@ or, as Porian et al. 2024 (arXiv 2406.19146), by Akima's interpolation, 3. a law
 An optimum at the smallest or the largest size of a budget says only that the grid was too small: it is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from bmscale.scaling.law import Array, Law
 from bmscale.scaling.tables import Table
 
 Curve = Literal["parabola", "akima"]
+LEAST_OF_A_CURVE = 3
+"""Sizes of a budget from which one can say on which side of them the minimum lies."""
 DENSE = 2001
 """Points at which an interpolated isoFLOP curve is looked at."""
 CURVE_BUDGETS = 100
@@ -58,6 +60,24 @@ class Allocation:
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "optima": [vars(optimum) for optimum in self.optima], "notes": list(self.notes)}
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Where the isoFLOP curve of one budget is lowest."""
+
+    C: float
+    """FLOPs."""
+    sizes: tuple[float, ...]
+    """Those trained, ascending."""
+    rows: tuple[int, ...]
+    best: Optimum | None
+    """None where it is not between two sizes, or there are fewer than LEAST_OF_A_CURVE."""
+    at_edge: str
+    """Which end it is at, and what to add; empty where it lies between two sizes."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "best": None if self.best is None else vars(self.best)}
 
 
 def _through(approach: str, optima: list[Optimum], notes: tuple[str, ...] = ()) -> Allocation:
@@ -163,19 +183,13 @@ def isoflop(
     """
     least = 4 if curve == "parabola" else 5
     optima, skipped, edges = [], [], []
-    for rows in budgets(table["C"], same):
-        part = table.select(list(rows))
-        C = float(np.exp(np.log(part["C"]).mean()))
-        log_n, loss, log_d = _by_size(part)
-        if len(log_n) < least:
-            skipped.append(f"{C:.3g}")
-            continue
-        best, at = parabola(log_n, loss) if curve == "parabola" else _akima(log_n, loss)
-        if not log_n[0] < best < log_n[-1]:
-            numbers = ",".join(map(str, part.rows))
-            edges.append(f"{_edge(C, log_n, best)} (rows={numbers})")
-            continue
-        optima.append(Optimum(C, float(np.exp(best)), float(np.exp(np.interp(best, log_n, log_d))), at))
+    for one in minima(table, curve=curve, same=same):
+        if len(one.sizes) < least:
+            skipped.append(f"{one.C:.3g}")
+        elif one.best is None:
+            edges.append(f"{one.at_edge} (rows={','.join(map(str, one.rows))})")
+        else:
+            optima.append(one.best)
     if edges and not leave_out_edges:
         raise BadInput(
             f"{table.name}: the best size of a budget must lie between its smallest and largest; got "
@@ -190,6 +204,43 @@ def isoflop(
             f"fewer sizes at {', '.join(skipped)} FLOPs; budgets are rows whose C is within a factor {same:g}"
         )
     return _through(f"approach 2, {curve}", optima, notes)
+
+
+def minima(table: Table, *, curve: Curve = "parabola", same: float = SAME_BUDGET) -> list[Minimum]:
+    """Where each budget's loss over N is least, the smallest budget first; those of one or two sizes have no curve."""
+    found = []
+    for rows in budgets(table["C"], same):
+        part = table.select(list(rows))
+        C = float(np.exp(np.log(part["C"]).mean()))
+        log_n, loss, log_d = _by_size(part)
+        best, at_edge = None, ""
+        if len(log_n) >= LEAST_OF_A_CURVE:
+            log_best, least = parabola(log_n, loss) if curve == "parabola" else _akima(log_n, loss)
+            if log_best <= log_n[0]:
+                at_edge = f"at {C:.3g} FLOPs the smallest, {np.exp(log_n[0]):.3g} parameters: add sizes below it"
+            elif log_best >= log_n[-1]:
+                at_edge = f"at {C:.3g} FLOPs the largest, {np.exp(log_n[-1]):.3g} parameters: add sizes above it"
+            else:
+                log_tokens = np.interp(log_best, log_n, log_d)
+                best = Optimum(C, float(np.exp(log_best)), float(np.exp(log_tokens)), least)
+        found.append(Minimum(C, tuple(np.exp(log_n).tolist()), part.rows, best, at_edge))
+    return found
+
+
+def describe(curves: Sequence[Minimum]) -> list[str]:
+    """Lines for people: at which budgets the minimum lies between two sizes, and those where it does not."""
+    inside = [f"{one.C:.3g}" for one in curves if one.best is not None]
+    edges = [one.at_edge for one in curves if one.at_edge]
+    if not inside and not edges:
+        return []
+    where = f": {', '.join(inside)} FLOPs" if inside else ""
+    few = len(curves) - len(inside) - len(edges)
+    return [
+        f"isoFLOP curves of at least {LEAST_OF_A_CURVE} sizes, parabola: the minimum lies between the smallest and the "
+        f"largest size at {len(inside)} of {len(inside) + len(edges)} budgets{where}"
+        + (f" ({few} more have fewer sizes)" if few else ""),
+        *(f"the minimum is at an end of the grid: {edge}" for edge in edges),
+    ]
 
 
 def _by_size(part: Table) -> tuple[Array, Array, Array]:
@@ -217,12 +268,6 @@ def _akima(log_n: Array, loss: Array) -> tuple[float, float]:
     values = Akima1DInterpolator(log_n, loss)(dense)
     best = int(np.argmin(values))
     return float(dense[best]), float(values[best])
-
-
-def _edge(C: float, log_n: Array, best: float) -> str:
-    if best <= log_n[0]:
-        return f"at {C:.3g} FLOPs the smallest, {np.exp(log_n[0]):.3g} parameters: add sizes below it"
-    return f"at {C:.3g} FLOPs the largest, {np.exp(log_n[-1]):.3g} parameters: add sizes above it"
 
 
 def from_law(law: Law, parameters: Mapping[str, float]) -> Allocation:

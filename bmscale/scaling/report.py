@@ -68,6 +68,7 @@ def write_report(
         "notes": _notes(frozen, found),
         "pictures": {picture.name: picture for picture in pictures},
         "allocations": _allocations(table, found),
+        "minima": approaches.describe([] if found is None else found.minima),
         "fixed": ["a"] if found is not None and len(found.fit.law.shapes) == 1 else [],
         "budgets": _budgets(table, found),
         "irreducible": _irreducible(records, found),

@@ -44,6 +44,7 @@ def test_it_says_all(analysis):
         "approach 2, parabola (C of the table): a",
         "approach 2, akima (C of the table): a",
         "approach 3 (C = 6 N D): a",
+        "the minimum lies between the smallest and the largest size at 5 of 5 budgets: 1e+18, 3e+18",
         "rows held out: 7",
         "checklist",
     ):
@@ -59,6 +60,7 @@ def test_for_programs(analysis):
     found = json.loads(json.dumps(analysis.to_dict()))
     assert found["fit"]["parameters"] == analysis.fit.parameters
     assert found["intervals"]["draws"] == 40
+    assert [one["best"] is not None for one in found["isoflop_minima"]] == [True] * 5
     assert found["backtest"]["held_out"] == 7
     assert set(QUESTIONS) <= set(found["checklist"])
 

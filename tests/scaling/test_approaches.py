@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bmscale.errors import BadInput
-from bmscale.scaling.approaches import from_law, isoflop, training_curves
+from bmscale.scaling.approaches import describe, from_law, isoflop, minima, training_curves
 from bmscale.scaling.fit import fit
 from bmscale.scaling.laws import CHINCHILLA, FRONTIER, KAPLAN, TIED
 from bmscale.scaling.reading import make_table, open_table
@@ -68,6 +68,35 @@ def test_an_optimum_at_the_edge_is_refused(curve, side, said):
     left = isoflop(cut, curve=curve, leave_out_edges=True)
     assert len(left.optima) == 4
     assert left.notes[0].startswith("left out: at 1e+20 FLOPs")
+
+
+def cut() -> Table:
+    """Five budgets: three sizes around the best one, one size, all, all, and those below the best."""
+    table = runs(noise=0.0)
+    budget, n = table["C"].round(-17), table["N"]
+    near = np.abs(np.log(n / best_size(1e18))) < 0.6
+    return table.select(
+        ((budget == 1e18) & near)
+        | ((budget == 3e18) & (n == n[budget == 3e18][0]))
+        | ((budget > 5e18) & (budget < 5e19))
+        | ((budget == 1e20) & (n < best_size(1e20)))
+    )
+
+
+def test_every_budget_says_whether_its_minimum_lies_inside():
+    """Three sizes are enough to say it, and too few for the exponent."""
+    found = minima(cut())
+    assert [len(one.sizes) for one in found] == [3, 1, 7, 7, 3]
+    assert [one.best is not None for one in found] == [True, False, True, True, False]
+    assert found[0].best is not None
+    assert best_size(1e18) == pytest.approx(found[0].best.N, rel=0.1)
+    assert tuple(one.best for one in found[2:4]) == isoflop(cut()).optima
+    assert describe(found) == [
+        "isoFLOP curves of at least 3 sizes, parabola: the minimum lies between the smallest and the largest size at 3 "
+        "of 4 budgets: 1e+18, 1e+19, 3e+19 FLOPs (1 more have fewer sizes)",
+        "the minimum is at an end of the grid: at 1e+20 FLOPs the largest, 5.75e+08 parameters: add sizes above it",
+    ]
+    assert describe(minima(runs(sizes=2))) == []
 
 
 def test_too_few_sizes_or_budgets():

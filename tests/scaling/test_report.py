@@ -60,6 +60,7 @@ def test_it_shows_forecast_and_outcome_and_stands_alone(study):
         assert section in said
     assert re.search(r"known.*0\.44", said)
     assert "2, isoFLOP curves, parabola" in said
+    assert re.search(r"the minimum lies between the smallest and the largest size at \d of 4 budgets", said)
     text = page.read_text()
     assert not re.search(r"<script|<link|<img|@import|url\((?!#)|(?:src|href)=\"(?!#)", text)
     assert text.count("<svg") == 4
