@@ -50,7 +50,9 @@ def freeze(records: Records, content: Content, out: Path | None = None) -> Path:
     with the package where `out` is not given.
     """
     if out is None and records.is_shipped:
-        raise BadInput(f"--out: must be given: the results of {records.name} come with bmscale, whose folder stays as it is")
+        raise BadInput(
+            f"--out: must be given: the results of {records.name} come with bmscale, whose folder stays as it is"
+        )
     path = out or next(path for number in range(1, 1000) if not (path := _path(records, number)).exists())
     before = newest(records)
     values = {**content, "previous": None}
