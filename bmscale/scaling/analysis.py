@@ -192,7 +192,13 @@ def _from_curves(table: Table, approach: int) -> list[Allocation]:
     """Approaches 1 and 2, where one of them was asked for."""
     if approach == 1:
         return [approaches.training_curves(table)]
-    return [approaches.isoflop(table), approaches.isoflop(table, curve="akima")] if approach == 2 else []
+    if approach != 2:
+        return []
+    ours = approaches.isoflop(table)
+    least = approaches.LEAST_SIZES["akima"]
+    if sum(len(one.sizes) >= least for one in approaches.minima(table)) < 2:
+        return [replace(ours, notes=(*ours.notes, f"by Akima none: it needs 2 budgets of at least {least} sizes"))]
+    return [ours, approaches.isoflop(table, curve="akima")]
 
 
 def _from_law(found: Fit, boot: Bootstrap | None) -> list[Allocation]:

@@ -19,6 +19,8 @@ from bmscale.scaling.tables import Table
 Curve = Literal["parabola", "akima"]
 LEAST_OF_A_CURVE = 3
 """Sizes of a budget from which one can say on which side of them the minimum lies."""
+LEAST_SIZES = {"parabola": 4, "akima": 5}
+"""Sizes of a budget from which its minimum counts for an exponent."""
 DENSE = 2001
 """Points at which an interpolated isoFLOP curve is looked at."""
 CURVE_BUDGETS = 100
@@ -181,7 +183,7 @@ def isoflop(
     Raises BadInput for a budget whose minimum lies at or beyond its smallest or largest size, naming it and where to
     add sizes (`leave_out_edges` leaves it out with a note), and where fewer than two budgets have enough sizes.
     """
-    least = 4 if curve == "parabola" else 5
+    least = LEAST_SIZES[curve]
     optima, skipped, edges = [], [], []
     for one in minima(table, curve=curve, same=same):
         if len(one.sizes) < least:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bmscale.errors import BadInput
+from bmscale.scaling.analysis import analyse
 from bmscale.scaling.approaches import describe, from_law, isoflop, minima, training_curves
 from bmscale.scaling.fit import fit
 from bmscale.scaling.laws import CHINCHILLA, FRONTIER, KAPLAN, TIED
@@ -97,6 +98,12 @@ def test_every_budget_says_whether_its_minimum_lies_inside():
         "the minimum is at an end of the grid: at 1e+20 FLOPs the largest, 5.75e+08 parameters: add sizes above it",
     ]
     assert describe(minima(runs(sizes=2))) == []
+
+
+def test_approach_2_goes_without_akima_where_budgets_have_four_sizes():
+    found = analyse(runs(noise=0.001, sizes=4), law="chinchilla", approach=2, draws=0, restarts=0)
+    assert [one.approach for one in found.allocations] == ["approach 2, parabola", "approach 3"]
+    assert found.allocations[0].notes[-1] == "by Akima none: it needs 2 budgets of at least 5 sizes"
 
 
 def test_too_few_sizes_or_budgets():

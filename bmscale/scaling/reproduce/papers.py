@@ -8,8 +8,6 @@ from bmscale.scaling.reproduce import bansal, besiroglu, gadre, gemstones, muenn
 from bmscale.scaling.reproduce.check import Reproduction
 from bmscale.scaling.reproduce.source import Source, altered, download, missing
 
-FORMATS = (".png", ".svg")
-
 
 @dataclass(frozen=True)
 class Paper:
@@ -58,7 +56,7 @@ def draw(found: Reproduction, folder: Path) -> list[Path]:
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{found.paper}{ending}" for ending in FORMATS]
+    files = [folder / f"{found.paper}{ending}" for ending in (".png", ".svg")]
     with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": found.paper}):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
