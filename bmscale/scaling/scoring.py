@@ -15,9 +15,8 @@ from bmscale.scaling.records import Records, row_hashes
 FORECAST, LATE, UNTIMED, OPEN = "forecast", "not a forecast", "time not known", "not trained yet"
 CHANGED = "file was changed"
 MOST_NAMED = 5
-OTHER = 0.03
-"""N or D of an outcome further than this share from what was forecast is another cell. A step takes whole bundles of
-pairs, so that its tokens are 1.7 % fewer in the smallest steps of the shipped studies than a forecast counts."""
+OTHER = 0.01
+"""N or D of an outcome further than this share from what was forecast is another cell."""
 
 
 @dataclass(frozen=True)
