@@ -30,7 +30,7 @@ from bmscale.experiment import Experiment, Positive, RunFolder, experiment_class
 from bmscale.model.config import TransformerConfig
 from bmscale.model.flops import training_flops
 from bmscale.model.sizes import count_parameters
-from bmscale.scaling.lengths import text_lengths
+from bmscale.scaling.lengths import Texts, measure
 
 STUDIES = PRESETS / "studies"
 TASKS = ("translation", "language_model")
@@ -268,14 +268,13 @@ class Study:
     # -- what a step costs -------------------------------------------------------------------------------------------
 
     @cached_property
-    def _lengths(self) -> tuple[np.ndarray, np.ndarray | None]:
-        return text_lengths(self.plain)
+    def _texts(self) -> Texts:
+        return measure(self.plain)
 
-    @cached_property
+    @property
     def tokens_per_step(self) -> float:
-        """Target tokens of a step on average: it takes whole pairs up to training.tokens_per_step."""
-        asked, (_, targets) = self.plain.training.tokens_per_step, self._lengths
-        return float(asked) if targets is None else asked - float(np.mean(targets)) / 2
+        """Target tokens of a step on average."""
+        return self._texts.tokens_per_step
 
     def shape(self, size: str) -> TransformerConfig:
         """The model of a size."""
@@ -284,9 +283,10 @@ class Study:
 
     def flops_per_step(self, size: str) -> float:
         """Of an average step, forward and backward, attention and head included."""
-        first, targets = self._lengths
-        flops = training_flops(self.shape(size), first, targets)
-        return float(np.sum(flops) / np.sum(first if targets is None else targets)) * self.tokens_per_step
+        texts = self._texts
+        flops = training_flops(self.shape(size), texts.first, texts.targets)
+        tokens = np.sum(texts.first if texts.targets is None else texts.targets)
+        return float(np.sum(flops) / tokens) * texts.tokens_per_step
 
     # -- experiments -------------------------------------------------------------------------------------------------
 
