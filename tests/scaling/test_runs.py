@@ -145,8 +145,9 @@ def test_a_branch_is_its_run_from_scratch(finished):
 def test_the_table_says_what_a_fit_needs(finished):
     folder, _ = finished
     rows = {row["cell"]: row for row in table(folder)}
-    known = irreducible_loss_of("valid", 500)["drawn"]
+    known, counted = irreducible_loss_of("valid", 500)["drawn"], read_study("ci", []).tokens_per_step
     for row in rows.values():
+        assert row["D"] == pytest.approx(row["steps"] * counted, rel=2e-3)
         assert known < row["loss"] < 5.7
         assert row["irreducible_loss"] == known
         assert row["D"] == row["U"] == pytest.approx(row["budget"], rel=0.03)

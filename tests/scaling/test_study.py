@@ -60,7 +60,6 @@ def test_a_cell_is_a_branch_of_the_trunk_of_its_size_and_seed(tmp_path):
     trunk = study.trunks[1]
     short, long = trunk.cells
     assert (short.name, long.name) == ("deep-2e4-s0", "deep-8e4-s0")
-    assert study.tokens_per_step == pytest.approx(1000 - 14.5 / 2, abs=0.1)  # a step takes whole pairs
     assert (short.steps, long.steps) == (20, 81)
     assert {t.warmup_steps for t in study.trunks} == {2}  # a tenth of the shortest, for other seeds too
     base, cell = study.trunk_experiment(trunk, 65), study.cell_experiment(trunk, long)
