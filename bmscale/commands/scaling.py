@@ -172,8 +172,10 @@ def _forecast(options: argparse.Namespace) -> int:
                 raise BadInput(f"--{name}: must be above 0; got {value:g}")
     records = open_records(options.study, options.folder, options.columns, options.drop)
     asked = forecast.Asked(tuple(options.cells), tuple(options.budget), tuple(options.loss), options.size)
+    out = Path(options.out) if options.out else None
+    forecast.check_out(records, out)
     content = forecast.forecast(records, asked, law=options.law, draws=options.draws, seed=options.seed)
-    path = forecast.freeze(records, content, Path(options.out) if options.out else None)
+    path = forecast.freeze(records, content, out)
     print(forecast.to_text(content))
     print(path)
     return 0

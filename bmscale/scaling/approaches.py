@@ -72,14 +72,28 @@ class Minimum:
     """FLOPs."""
     sizes: tuple[float, ...]
     """Those trained, ascending."""
+    losses: tuple[float, ...]
+    """Of each size, the mean of its rows."""
     rows: tuple[int, ...]
+    """As they are numbered in the file."""
+    curve: tuple[float, float, float] | None
+    """What the parabola through `losses` has of (ln N)², of ln N and besides; None of Akima's, and of fewer sizes than
+    LEAST_OF_A_CURVE."""
     best: Optimum | None
     """None where it is not between two sizes, or there are fewer than LEAST_OF_A_CURVE."""
-    at_edge: str
-    """Which end it is at, and what to add; empty where it lies between two sizes."""
+    end: float | None
+    """The smallest or the largest size where it is there, or beyond."""
+
+    @property
+    def at_edge(self) -> str:
+        """Which end it is at, and what to add; empty where it lies between two sizes."""
+        if self.end is None:
+            return ""
+        which, where = ("smallest", "below") if self.end == self.sizes[0] else ("largest", "above")
+        return f"at {self.C:.3g} FLOPs the {which}, {self.end:.3g} parameters: add sizes {where} it"
 
     def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "best": None if self.best is None else vars(self.best)}
+        return {**vars(self), "best": None if self.best is None else vars(self.best), "at_edge": self.at_edge}
 
 
 def _through(approach: str, optima: list[Optimum], notes: tuple[str, ...] = ()) -> Allocation:
@@ -215,17 +229,18 @@ def minima(table: Table, *, curve: Curve = "parabola", same: float = SAME_BUDGET
         part = table.select(list(rows))
         C = float(np.exp(np.log(part["C"]).mean()))
         log_n, loss, log_d = _by_size(part)
-        best, at_edge = None, ""
+        sizes, through, best, end = tuple(np.exp(log_n).tolist()), None, None, None
         if len(log_n) >= LEAST_OF_A_CURVE:
-            log_best, least = parabola(log_n, loss) if curve == "parabola" else _akima(log_n, loss)
-            if log_best <= log_n[0]:
-                at_edge = f"at {C:.3g} FLOPs the smallest, {np.exp(log_n[0]):.3g} parameters: add sizes below it"
-            elif log_best >= log_n[-1]:
-                at_edge = f"at {C:.3g} FLOPs the largest, {np.exp(log_n[-1]):.3g} parameters: add sizes above it"
+            if curve == "parabola":
+                through, log_best, least = _parabola(log_n, loss)
             else:
+                log_best, least = _akima(log_n, loss)
+            if log_n[0] < log_best < log_n[-1]:
                 log_tokens = np.interp(log_best, log_n, log_d)
                 best = Optimum(C, float(np.exp(log_best)), float(np.exp(log_tokens)), least)
-        found.append(Minimum(C, tuple(np.exp(log_n).tolist()), part.rows, best, at_edge))
+            else:
+                end = sizes[0] if log_best <= log_n[0] else sizes[-1]
+        found.append(Minimum(C, sizes, tuple(loss.tolist()), part.rows, through, best, end))
     return found
 
 
@@ -252,15 +267,16 @@ def _by_size(part: Table) -> tuple[Array, Array, Array]:
     return log_n, np.bincount(index, part["loss"]) / counts, np.bincount(index, np.log(part["D"])) / counts
 
 
-def parabola(log_n: Array, loss: Array) -> tuple[float, float]:
-    """(log N, loss) of the vertex; where the curve bends down, the end with the least loss."""
-    middle = log_n.mean()
-    bend, slope, level = np.polyfit(log_n - middle, loss, 2)
+def _parabola(log_n: Array, loss: Array) -> tuple[tuple[float, float, float], float, float]:
+    """(`Minimum.curve`, log N and loss of the vertex); where the curve bends down, of the end with the least loss."""
+    middle = float(log_n.mean())
+    bend, slope, level = (float(value) for value in np.polyfit(log_n - middle, loss, 2))
+    curve = (bend, slope - 2 * bend * middle, level - slope * middle + bend * middle**2)
     if bend <= 0:
         end = int(np.argmin(loss[[0, -1]])) * (len(log_n) - 1)
-        return float(log_n[end]), float(loss[end])
+        return curve, float(log_n[end]), float(loss[end])
     vertex = -slope / (2 * bend)
-    return float(vertex + middle), float(level + slope * vertex / 2)
+    return curve, vertex + middle, level + slope * vertex / 2
 
 
 def _akima(log_n: Array, loss: Array) -> tuple[float, float]:

@@ -13,10 +13,9 @@ from markupsafe import Markup
 
 from bmscale.evaluation.charts import GRID, INK, SERIES, for_the_page, settings, standing_alone, to_svg
 from bmscale.scaling.analysis import Analysis
-from bmscale.scaling.approaches import parabola
+from bmscale.scaling.approaches import Minimum
 from bmscale.scaling.backtest import scale_of
 from bmscale.scaling.charts import MARKERS, MOST_BUDGETS, UNITS
-from bmscale.scaling.checks import budgets
 from bmscale.scaling.intervals import predict
 from bmscale.scaling.law import Array
 from bmscale.scaling.power_sum import PowerSum
@@ -76,21 +75,18 @@ def figures(found: Analysis, scored: Sequence[Scored]) -> list[Figure]:
         figure(
             "loss",
             f"{law.target.capitalize()} against {UNITS.get(scale, scale)}",
-            "A mark is a run, a thin line one size. Thick: the law at the best N and D, with its 90 % prediction "
-            "interval; filled: cells that were forecast."
-            if _splits(found)
-            else "A mark is a run, a thin line one size; filled: cells that were forecast.",
+            _loss_caption(found),
             lambda axes: _loss(axes, found, held),
         )
     ]
-    if {"N", "C"} <= set(table.columns) and _isoflops(table):
+    if curves := _isoflops(found.minima):
         made.append(
             figure(
                 "isoflop",
                 "isoFLOP curves",
-                "Each budget's runs with the parabola through them in log N; a large mark is its minimum, a cross one "
-                "at the edge of the grid, which says only that sizes are missing there.",
-                lambda axes: _parabolas(axes, table),
+                "Each budget's rows, and the parabola in log N through the mean of each size; a large mark is its "
+                "minimum, a cross one at the edge of the grid, which says only that sizes are missing there.",
+                lambda axes: _parabolas(axes, table, curves),
             )
         )
     made.append(
@@ -136,11 +132,23 @@ def _splits(found: Analysis) -> bool:
     return any(one.approach == "approach 3" for one in found.allocations)
 
 
+def _marked_sizes(table: Table) -> Array:
+    """Those that have a mark and a line each; none where they are too many."""
+    sizes = np.unique(table["N"]) if "N" in table.columns else np.array([])
+    return sizes if 1 < len(sizes) <= len(MARKERS) else np.array([])
+
+
+def _loss_caption(found: Analysis) -> str:
+    lines = ", a thin line one size" if len(_marked_sizes(found.table)) else ""
+    law = " Thick: the law at the best N and D, with its 90 % prediction interval." if _splits(found) else ""
+    return f"A mark is a row: a run, or a point of its loss curve{lines}; filled: cells that were forecast.{law}"
+
+
 def _loss(axes: "Axes", found: Analysis, held: Sequence[Scored]) -> None:
     table, target = found.table, found.fit.law.target
     scale = scale_of(table)
-    sizes = np.unique(table["N"]) if "N" in table.columns else np.array([])
-    if 1 < len(sizes) <= len(MARKERS):
+    sizes = _marked_sizes(table)
+    if len(sizes):
         for mark, size in zip(MARKERS, sizes, strict=False):
             rows = np.flatnonzero(table["N"] == size)
             rows = rows[np.argsort(table[scale][rows], kind="stable")]
@@ -149,7 +157,7 @@ def _loss(axes: "Axes", found: Analysis, held: Sequence[Scored]) -> None:
                 markerfacecolor="none", label=f"N {_short(size)}",
             )  # fmt: skip
     else:
-        axes.plot(table[scale], table[target], "o", color=INK, markersize=3, markerfacecolor="none", label="runs")
+        axes.plot(table[scale], table[target], "o", color=INK, markersize=3, markerfacecolor="none", label="rows")
     outside = [(one.columns[scale], one.outcome) for one in held if scale in one.columns]
     if outside:
         axes.plot(*zip(*outside, strict=True), "D", color=INK, markersize=6, label="forecast cells")
@@ -176,29 +184,28 @@ def _frontier(axes: "Axes", found: Analysis, x: Array) -> None:
         axes.fill_between(x, band.low, band.high, color=_LAW, alpha=_BAND, linewidth=0)
 
 
-def _isoflops(table: Table) -> list[Array]:
-    """Rows of each budget with at least three sizes, evenly chosen where there are many."""
-    groups = [rows for rows in budgets(table["C"]) if len(np.unique(table["N"][rows])) >= 3]
-    picked = np.unique(np.linspace(0, len(groups) - 1, min(MOST_BUDGETS, len(groups))).round().astype(int))
-    return [groups[index] for index in picked] if groups else []
+def _isoflops(minima: Sequence[Minimum]) -> list[Minimum]:
+    """Those with a curve, evenly chosen where there are many."""
+    curves = [one for one in minima if one.curve is not None]
+    picked = np.unique(np.linspace(0, len(curves) - 1, min(MOST_BUDGETS, len(curves))).round().astype(int))
+    return [curves[index] for index in picked]
 
 
-def _parabolas(axes: "Axes", table: Table) -> None:
-    for mark, rows in zip(MARKERS, _isoflops(table), strict=False):
-        order = rows[np.argsort(table["N"][rows], kind="stable")]
-        n, loss = table["N"][order], table["loss"][order]
-        label = f"{_power(float(np.exp(np.log(table['C'][order]).mean())))} FLOPs"
-        axes.plot(n, loss, mark, color=INK, markersize=4, markerfacecolor="none", label=label)
-        dense = np.linspace(np.log(n[0]), np.log(n[-1]), _POINTS)
-        middle = np.log(n).mean()
-        curve = np.polyfit(np.log(n) - middle, loss, 2)
-        axes.plot(np.exp(dense), np.polyval(curve, dense - middle), color=_LAW, linewidth=1)
-        best, least = parabola(np.log(n), loss)
-        inside = np.log(n[0]) < best < np.log(n[-1])
-        best = min(max(best, np.log(n[0])), np.log(n[-1]))
-        least = least if inside else float(np.polyval(curve, best - middle))
-        look = {"markersize": 9, "markerfacecolor": _LAW} if inside else {"markersize": 7, "markeredgewidth": 1.5}
-        axes.plot([np.exp(best)], [least], mark if inside else "x", color=_LAW, **look)
+def _parabolas(axes: "Axes", table: Table, curves: Sequence[Minimum]) -> None:
+    for mark, one in zip(MARKERS, curves, strict=False):
+        assert one.curve is not None
+        rows = np.isin(table.rows, one.rows)
+        axes.plot(
+            table["N"][rows], table["loss"][rows], mark, color=INK, markersize=4, markerfacecolor="none",
+            label=f"{_power(one.C)} FLOPs",
+        )  # fmt: skip
+        n = np.geomspace(one.sizes[0], one.sizes[-1], _POINTS)
+        axes.plot(n, np.polyval(one.curve, np.log(n)), color=_LAW, linewidth=1)
+        if one.best is not None:
+            axes.plot([one.best.N], [one.best.loss], mark, color=_LAW, markersize=9, markerfacecolor=_LAW)
+        elif one.end is not None:
+            least = np.polyval(one.curve, np.log(one.end))
+            axes.plot([one.end], [least], "x", color=_LAW, markersize=7, markeredgewidth=1.5)
     _log(axes, "x")
     _log(axes, "y")
     axes.set_xlabel("parameters N")

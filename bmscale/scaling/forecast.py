@@ -43,8 +43,8 @@ class Asked:
     """Parameters of the model that `losses` are of; None for the compute-optimal one."""
 
 
-def freeze(records: Records, content: Content, out: Path | None = None) -> Path:
-    """Write a forecast as a new file; by default forecast.json, then forecast-2.json and so on in the folder.
+def check_out(records: Records, out: Path | None) -> None:
+    """What can be said before the fit of where a forecast is to go.
 
     Raises BadInput where the file is already there, since a forecast is never written over, and for results that come
     with the package where `out` is not given.
@@ -53,6 +53,23 @@ def freeze(records: Records, content: Content, out: Path | None = None) -> Path:
         raise BadInput(
             f"--out: must be given: the results of {records.name} come with bmscale, whose folder stays as it is"
         )
+    if out is not None and out.exists():
+        raise _not_new(out)
+
+
+def _not_new(path: Path) -> BadInput:
+    return BadInput(
+        f"--out: must be a new file; {path} is there, and a forecast is never written over. Without --out the next "
+        "one gets a name of its own"
+    )
+
+
+def freeze(records: Records, content: Content, out: Path | None = None) -> Path:
+    """Write a forecast as a new file; by default forecast.json, then forecast-2.json and so on in the folder.
+
+    Raises BadInput as `check_out` does.
+    """
+    check_out(records, out)
     path = out or next(path for number in range(1, 1000) if not (path := _path(records, number)).exists())
     before = newest(records)
     values = {**content, "previous": None}
@@ -64,10 +81,7 @@ def freeze(records: Records, content: Content, out: Path | None = None) -> Path:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise BadInput(
-            f"--out: must be a new file; {path} is there, and a forecast is never written over. Without --out the next "
-            "one gets a name of its own"
-        ) from None
+        raise _not_new(path) from None
     return path
 
 

@@ -247,8 +247,11 @@ def _irreducible(records: Records, found: Analysis | None) -> dict[str, Any] | N
 
 
 def _saved(records: Records) -> dict[str, float] | None:
-    """FLOP of the trunks with their branches, and of the same cells each from scratch."""
-    rows = [*records.rows(), *(records.rows("holdouts") if records.study is not None else [])]
+    """FLOP of the grid's trunks with their branches, and of the same cells each from scratch.
+
+    Repeats are counted with the grid, hold-outs are not: what a trunk is trained beyond the grid serves them alone.
+    """
+    rows = records.rows()
     if not rows or any(
         row.get(key) is None for row in rows for key in ("size", "seed", "steps", "cooldown_steps", "C")
     ):
