@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from bmscale.cli import main
+from bmscale.scaling import forecast as forecasting
 from bmscale.scaling.approaches import isoflop
 from bmscale.scaling.forecast import Asked, forecast, freeze
 from bmscale.scaling.laws import ENCODER_DECODER
 from bmscale.scaling.records import open_records
+from bmscale.scaling.runs import choose, savings
 from bmscale.scaling.scoring import FORECAST, score
+from bmscale.scaling.study import read_study
 from tests.scaling.test_forecast import CELL, EARLIER, LATER, frozen_study, rows_of, study, train_holdouts, write
 
 __all__ = ["frozen_study", "study"]  # fixtures
@@ -71,6 +74,46 @@ def test_it_shows_forecast_and_outcome_and_stands_alone(study):
         assert ElementTree.fromstring(picture).tag.endswith("svg")
         assert "var(--" not in picture
         assert "#1d1f23" in picture
+
+
+def test_the_irreducible_loss_is_inside_or_outside(study):
+    """The interval of E that stands beside it decides."""
+    rows = rows_of(study, holdouts=False, started=EARLIER)
+    for known in (0.44, 0.05):
+        write(study / "table.jsonl", [{**row, "irreducible_loss": known} for row in rows])
+        found = re.search(r"95 % (0\.\d+) to (0\.\d+): the known loss is (\w+)", words(report(study)))
+        assert found is not None
+        low, high, where = float(found[1]), float(found[2]), found[3]
+        assert where == ("inside" if low <= known <= high else "outside")
+    assert where == "outside"
+
+
+def test_what_branching_saved_is_that_of_the_grid(study):
+    """As `scaling run --dry-run` counts it, and the same when the hold-out is trained."""
+    made, scratch = savings(choose(read_study(str(study / "study.yaml"), []), None, None, holdouts=False))
+    told = f"{made:.4g} FLOP for the grid with its repeats, {100 * (1 - made / scratch):.1f} % fewer"
+    assert told in words(report(study))
+    train_holdouts(study, LATER)
+    said = words(report(study))
+    assert told in said
+    assert "Hold-outs are not counted" in said
+    assert re.search(rf"Saved by branching {100 * (1 - made / scratch):.0f} %[^%]*hold-outs not counted", said)
+
+
+def test_the_table_of_a_forecast_fits_a_window_of_1000_px(study):
+    """Text that cannot be wrapped, column by column: 94 characters needed 1,026 px of the 945 px of the page."""
+    train_holdouts(study, EARLIER)
+    text = report(study).read_text(encoding="utf-8")
+    (rows,) = re.findall(r'<table class="runs">\s*<thead>(.*?)</table>', text.partition('<section id="law">')[0], re.S)
+    widths: dict[int, int] = {}
+    for row in re.findall(r"<tr>(.*?)</tr>", rows, re.S):
+        for column, (_, attributes, inner) in enumerate(re.findall(r"<(t[hd])([^>]*)>(.*?)</\1>", row, re.S)):
+            lines = [re.sub(r"<[^>]+>", "", line).replace("&nbsp;", "\u00a0") for line in inner.split("<br>")]
+            one_line = 'scope="row"' in attributes or re.search(r'"(n|nowrap)"', attributes)
+            parts = lines if one_line else [word for line in lines for word in line.split(" ")]
+            widths[column] = max(widths.get(column, 0), *map(len, parts))
+    assert len(widths) == 10
+    assert sum(widths.values()) <= 80
 
 
 def test_it_says_what_was_late_changed_or_touched(study):
@@ -143,14 +186,16 @@ def test_several_splits_of_encoder_and_decoder(tmp_path, capsys):
     assert (tmp_path / "split.report-split.svg").is_file()
 
 
-def test_fit_and_forecast_take_a_study(study, capsys):
+def test_fit_and_forecast_take_a_study(study, capsys, monkeypatch):
     options = ["--law", "chinchilla", "--draws", "0", "--restarts", "0", "--json"]
     assert main(["scaling", "fit", str(study), *options]) == 0
     assert json.loads(capsys.readouterr().out)["table"]["rows"] == 16
     again = ["scaling", "forecast", str(study), "--law", "chinchilla", "--draws", "100", "--budget", "1e12"]
     assert main(again) == 0
     assert capsys.readouterr().out.endswith("forecast-2.json\n")
+    monkeypatch.setattr(forecasting, "analyse", lambda *_, **__: pytest.fail("refused after the fit"))
     assert main([*again, "--out", str(study / "forecast.json")]) == 2
+    assert "--out: must be a new file" in capsys.readouterr().err
     assert main(["scaling", "forecast", str(study), "--budget", "-1"]) == 2
 
 
@@ -182,7 +227,9 @@ def test_results_that_come_with_bmscale_are_not_written_to(tmp_path, monkeypatch
     assert capsys.readouterr().out == "studies/synthetic/report.html\n"
     assert "Forecast in time 2 cells" in words(tmp_path / "studies/synthetic/report.html")
     asked = ["scaling", "forecast", "synthetic", "--budget", "1e15", "--law", "chinchilla", "--draws", "100"]
-    assert main(asked) == 2
-    assert "--out" in capsys.readouterr().err
+    with monkeypatch.context() as before_the_fit:
+        before_the_fit.setattr(forecasting, "analyse", lambda *_, **__: pytest.fail("refused after the fit"))
+        assert main(asked) == 2
+    assert "--out: must be given" in capsys.readouterr().err
     assert main([*asked, "--out", "next.json"]) == 0
     assert json.loads((tmp_path / "next.json").read_text())["previous"]["file"] == "forecast.json"
