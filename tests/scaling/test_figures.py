@@ -7,16 +7,28 @@ import pytest
 from matplotlib.figure import Figure as Canvas
 
 from bmscale.scaling.analysis import Analysis, analyse
-from bmscale.scaling.approaches import isoflop
-from bmscale.scaling.figures import INK, MARKERS, figures
+from bmscale.scaling.approaches import Minimum, isoflop
+from bmscale.scaling.figures import MARKERS, figures
 from bmscale.scaling.figures import _isoflops as isoflops
 from bmscale.scaling.figures import _parabolas as parabolas
+from bmscale.scaling.law import Array
 from bmscale.scaling.tables import Table
 from tests.scaling.conftest import runs
 
 
 def found_of(table: Table) -> Analysis:
     return analyse(table, law="chinchilla", draws=0, restarts=0)
+
+
+Lines = list[tuple[Array, str]]
+
+
+def drawn_lines(table: Table, curves: list[Minimum]) -> tuple[Lines, Lines, Lines]:
+    """(points, 2) and mark of each budget's rows, curve and minimum."""
+    axes = Canvas().add_subplot()
+    parabolas(axes, table, curves)
+    lines = [(np.asarray(line.get_xydata(), dtype=np.float64), str(line.get_marker())) for line in axes.lines]
+    return lines[0::3], lines[1::3], lines[2::3]
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +44,7 @@ def repeated() -> Table:
 def test_isoflop_curves_are_those_of_approach_2(repeated):
     """Through the mean of a size's seeds, not through each of them, and the marks at the optima."""
     found = found_of(repeated)
-    axes = Canvas().add_subplot()
-    parabolas(axes, repeated, isoflops(found.minima))
-    lines = [line.get_xydata() for line in axes.lines]
-    rows, curves, minima = lines[0::3], lines[1::3], lines[2::3]
+    rows, curves, minima = ([points for points, _ in lines] for lines in drawn_lines(repeated, isoflops(found.minima)))
     assert [len(one) for one in rows] == [11, 11, 11]
     for drawn, curve in zip(rows, curves, strict=True):
         sizes = np.unique(drawn[:, 0])
@@ -51,14 +60,11 @@ def test_isoflop_curves_are_those_of_approach_2(repeated):
 def test_a_minimum_beyond_the_grid_is_a_cross_at_its_end(side):
     table = runs(noise=0.0, budgets=(1e18, 1e19, 1e20), sizes=21, span=3.0)
     table = table.select(side * (table["N"] - 2.0**side * np.sqrt(table["C"] / 120)) > 0)
-    axes = Canvas().add_subplot()
-    parabolas(axes, table, isoflops(found_of(table).minima))
-    for rows, curve, cross in zip(axes.lines[0::3], axes.lines[1::3], axes.lines[2::3], strict=True):
-        assert cross.get_marker() == "x"
-        end = 0 if side > 0 else -1
-        np.testing.assert_allclose(cross.get_xydata()[0], curve.get_xydata()[end], rtol=1e-9)
-        assert cross.get_xdata()[0] == pytest.approx(sorted(rows.get_xdata())[end])
-        assert rows.get_color() == INK
+    end = 0 if side > 0 else -1
+    for (rows, _), (curve, _), (cross, mark) in zip(*drawn_lines(table, isoflops(found_of(table).minima)), strict=True):
+        assert mark == "x"
+        np.testing.assert_allclose(cross[0], curve[end], rtol=1e-9)
+        assert cross[0, 0] == pytest.approx(np.sort(rows[:, 0])[end])
 
 
 def captions(table: Table) -> dict[str, str]:
