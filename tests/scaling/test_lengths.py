@@ -45,9 +45,11 @@ def test_synthetic_pairs_are_measured_without_being_prepared(tmp_path, tokens_pe
 def test_pairs_of_people_are_measured_as_they_are_drawn(tmp_path):
     """A mixture that has nine tenths of its pairs from the corpus of long ones."""
     for name, words in (("short", 2), ("long", 12)):
-        lines = (f"{name} {k}\t{' '.join(f'{name[0]}{(k * 7 + n) % 40}' for n in range(words))}\n" for k in range(300))
+        lines = [f"{name} {k}\t{' '.join(f'{name[0]}{(k * 7 + n) % 40}' for n in range(words))}\n" for k in range(300)]
         (tmp_path / f"{name}.tsv").write_text("".join(lines), encoding="utf-8")
-    corpora = [{"path": str(tmp_path / f"{name}.tsv"), "name": name} for name in ("short", "long")]
+    corpora: list[dict[str, object]] = [
+        {"path": str(tmp_path / f"{name}.tsv"), "name": name} for name in ("short", "long")
+    ]
     means = []
     for weights in ({"short": 1, "long": 1}, {"short": 1, "long": 9}):
         asked = experiment(tmp_path, corpora, sampling={"weights": weights})
