@@ -7,6 +7,7 @@ matters.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -46,15 +47,22 @@ class Asked:
 def check_out(records: Records, out: Path | None) -> None:
     """What can be said before the fit of where a forecast is to go.
 
-    Raises BadInput where the file is already there, since a forecast is never written over, and for results that come
-    with the package where `out` is not given.
+    Raises BadInput where the file is already there, since a forecast is never written over, where it cannot be made,
+    and for results that come with the package where `out` is not given.
     """
     if out is None and records.is_shipped:
         raise BadInput(
             f"--out: must be given: the results of {records.name} come with bmscale, whose folder stays as it is"
         )
-    if out is not None and out.exists():
+    if out is None:
+        return
+    if out.is_dir():
+        raise BadInput(f"--out: must be a new file; {out} is a folder")
+    if out.exists():
         raise _not_new(out)
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise BadInput(f"--out: must be a new file; {folder} is no folder that can be written to")
 
 
 def _not_new(path: Path) -> BadInput:

@@ -1,6 +1,6 @@
 """How long the texts of a study are, and how much of them a step holds: what a step costs goes by both."""
 
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,73 +9,92 @@ from numpy.typing import NDArray
 
 from bmscale.data.manifest import MANIFEST
 from bmscale.data.prepare import DataConfig
-from bmscale.data.rows import RowPlan
-from bmscale.data.shards import DocumentShards, PairShards
 from bmscale.data.steps import StepPlan
 from bmscale.data.synthetic import chunks
 from bmscale.errors import BadInput
-from bmscale.experiment import Experiment, RowTrainingConfig
-from bmscale.training.step_data import plan_of_pairs
+from bmscale.experiment import Experiment, RowTrainingConfig, TrainingConfig
+from bmscale.training.pair_data import PairData
+from bmscale.training.row_data import RowData
+from bmscale.training.step_data import mixture_of_pairs
 
-Lengths = NDArray[np.int64]
+Lengths = NDArray[np.int32]
 ROWS = 4096
-"""Packed rows whose documents are measured."""
-PAIRS = 65_536
-"""Synthetic pairs that are measured: the tokens of a step to 0.01 %."""
+"""Packed rows that are measured, in whole steps."""
+PAIRS, STEPS = 65_536, 256
+"""The steps of so many pairs are planned, or of so many more as make STEPS steps; of a smaller corpus those of all."""
 
 
 @dataclass(frozen=True)
 class Texts:
     """The texts that steps are made of."""
 
-    first: Lengths
+    first: NDArray[np.int64]
     """Tokens of sources with </s>; of packed rows, those that attention sees at once."""
-    targets: Lengths | None
+    targets: NDArray[np.int64] | None
     """Tokens of targets with </s>; None for packed rows."""
+    read_per_step: float
+    """Tokens of `targets`, or of `first` where there are none, in a step on average."""
     tokens_per_step: float
-    """Target tokens of a step on average: it takes whole pairs up to training.tokens_per_step."""
+    """Those of them that are learnt from, as D counts them. A step takes whole bundles of pairs, or whole rows, up to
+    training.tokens_per_step. The short step at the end of an epoch counts where that end was measured."""
 
 
 def measure(experiment: Experiment) -> Texts:
     """The texts of an experiment's training data.
 
-    Where documents of a row do not see each other `first` has pieces of documents, of the first ROWS rows. Synthetic
-    pairs are measured by the first ones, so that they are known before the data is prepared. Raises BadInput where
-    other data is not prepared yet.
+    Where documents of a row do not see each other `first` has pieces of documents. A synthetic corpus that is the only
+    one is measured without being prepared. Raises BadInput where other data is not prepared yet.
     """
     training, data = experiment.training, experiment.data
+    assert isinstance(data, DataConfig) or isinstance(training, RowTrainingConfig)
+    if isinstance(data, DataConfig) and training.sampling is None and len(data.train) == 1:
+        only = data.train[0]
+        if only.synthetic is not None:
+            assert only.pairs is not None
+            begin = next(chunks(only.synthetic, only.pairs, only.seed)).lengths + 1
+            count = min(only.pairs, _enough(begin, training))
+            parts = chunks(only.synthetic, count, only.seed)
+            lengths = np.concatenate([chunk.lengths + 1 for chunk in parts])
+            return _of_pairs(lengths, lengths, training, is_all=count == only.pairs)
     folder = Path(data.directory)
-    if isinstance(training, RowTrainingConfig):
-        length = training.sequence_length
-        if training.attend_across_documents:
-            return Texts(np.array([length]), None, float(training.tokens_per_step))
-        _check_prepared(folder)
-        lengths = DocumentShards.open(folder / "train").lengths
-        rows = RowPlan(lengths, sequence_length=length, seed=0, tokens_per_step=ROWS * length)
-        return Texts(rows.pieces(0), None, float(training.tokens_per_step))
-    assert isinstance(data, DataConfig)
-    first = data.train[0]
-    if first.synthetic is not None:
-        drawn = [chunk.lengths + 1 for chunk in chunks(first.synthetic, PAIRS, first.seed)]
-        lengths = np.concatenate(drawn)
-        plan = StepPlan(lengths, lengths, seed=training.seed, tokens_per_step=training.tokens_per_step)
-        # A corpus of many more pairs has one short step at its end too, but not one in so few.
-        whole = max(1, plan.steps_in_epoch(0) - 1)
-        tokens = sum(int(lengths[plan.pairs(step)].sum()) for step in range(whole))
-        return Texts(lengths.astype(np.int64), lengths.astype(np.int64), tokens / whole)
-    _check_prepared(folder)
-    shards = PairShards.open(folder / "train")
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    plan = plan_of_pairs(shards, training, manifest["splits"]["train"]["sources"])
-    steps = plan.steps_in_epoch(0)
-    pairs = np.concatenate([plan.pairs(step) for step in range(steps)])
-    targets = shards.target_lengths[pairs].astype(np.int64)
-    return Texts(shards.source_lengths[pairs].astype(np.int64), targets, int(targets.sum()) / steps)
-
-
-def _check_prepared(folder: Path) -> None:
     if not (folder / MANIFEST).is_file():
         raise BadInput(
             f"{folder}: must be prepared before budgets can be counted: it holds no {MANIFEST}; "
             "`bmscale scaling run STUDY --prepare` does it"
         )
+    if isinstance(training, RowTrainingConfig):
+        return _of_rows(RowData(experiment), training)
+    prepared = PairData(experiment)
+    sources, targets = prepared.train.source_lengths, prepared.train.target_lengths
+    mixture = mixture_of_pairs(training, prepared.manifest["splits"]["train"]["sources"])
+    if mixture is not None:
+        drawn = mixture.draw(training.seed, 0)
+        sources, targets = sources[drawn], targets[drawn]
+    enough = _enough(targets, training)
+    if enough >= len(targets):
+        return _of_pairs(sources, targets, training, is_all=True)
+    some = np.random.default_rng(0).integers(len(targets), size=enough)
+    return _of_pairs(sources[some], targets[some], training, is_all=False)
+
+
+def _enough(targets: Lengths, training: TrainingConfig) -> int:
+    """How many pairs of such targets are to be planned."""
+    return max(PAIRS, math.ceil(STEPS * training.tokens_per_step / float(targets.mean())))
+
+
+def _of_pairs(sources: Lengths, targets: Lengths, training: TrainingConfig, *, is_all: bool) -> Texts:
+    plan = StepPlan(sources, targets, seed=training.seed, tokens_per_step=training.tokens_per_step)
+    steps = plan.steps_in_epoch(0)
+    if not is_all:
+        steps = max(1, steps - 1)  # the end of this sample is no end of an epoch
+    tokens = sum(int(targets[plan.pairs(step)].sum()) for step in range(steps)) / steps
+    return Texts(sources.astype(np.int64), targets.astype(np.int64), tokens, tokens)
+
+
+def _of_rows(data: RowData, training: RowTrainingConfig) -> Texts:
+    plan = data.plan()
+    least = -(-ROWS // plan.rows_per_step)
+    steps = range(min(least, plan.steps_in_epoch(0)))
+    pieces = np.concatenate([plan.pieces(step, joined=training.attend_across_documents) for step in steps])
+    predicted = sum(plan.predicted_tokens(step) for step in steps)
+    return Texts(pieces, None, int(pieces.sum()) / len(steps), predicted / len(steps))

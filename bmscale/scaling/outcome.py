@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bmscale.data.manifest import MANIFEST
+from bmscale.errors import BadInput
 from bmscale.experiment import RunFolder
 from bmscale.model.config import EncoderDecoderConfig, TransformerConfig
 from bmscale.model.sizes import count_blocks, count_parameters
@@ -133,6 +134,20 @@ def irreducible(study: Study) -> dict[str, float] | None:
 
 TABLES = {"grid": "table", "repeat": "table", "holdout": "holdouts", "from_scratch": "from_scratch"}
 """The file of each kind of cell, without its ending."""
+
+
+def check_counted(study: Study) -> None:
+    """Raises BadInput where a cell that is done has other steps than the study gives it now: it would not be found."""
+    steps = {cell.name: cell.steps for trunk in study.trunks for cell in trunk.cells}
+    for path in dict.fromkeys(study.table.with_name(f"{name}.jsonl") for name in TABLES.values()):
+        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.is_file() else []):
+            now = steps.get(row["cell"], row["steps"])
+            if now != row["steps"]:
+                raise BadInput(
+                    f"{path}: {row['cell']}: was trained for {row['steps']:,} steps, which the study counts as {now:,} "
+                    "now: its data or training.tokens_per_step was another, or bmscale was. Choose another --folder, "
+                    "or give the study its values back"
+                )
 
 
 def write_tables(study: Study) -> int:

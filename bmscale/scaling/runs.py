@@ -23,7 +23,7 @@ import yaml
 from bmscale.data.prepare import prepare
 from bmscale.errors import BadInput, BmscaleError, exit_code, message
 from bmscale.experiment import Experiment, RunFolder, read_experiment
-from bmscale.scaling.outcome import final_loss, irreducible, is_done, write_tables
+from bmscale.scaling.outcome import check_counted, final_loss, irreducible, is_done, write_tables
 from bmscale.scaling.study import Cell, Study, Trunk
 from bmscale.training import checkpoint, lock, record
 
@@ -55,6 +55,7 @@ def run_study(study: Study, only: str | None = None, number: int | None = None, 
         with child.leaving_at_once():
             prepare(study.plain.data)  # budgets are counted from the lengths of its texts
         chosen = choose(study, only, number, holdouts=holdouts)
+        check_counted(study)
         _write_config(study)
         progress = Progress(study, chosen)
         try:

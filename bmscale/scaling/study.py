@@ -273,7 +273,7 @@ class Study:
 
     @property
     def tokens_per_step(self) -> float:
-        """Target tokens of a step on average."""
+        """Tokens of a step that are learnt from, on average."""
         return self._texts.tokens_per_step
 
     def shape(self, size: str) -> TransformerConfig:
@@ -285,8 +285,8 @@ class Study:
         """Of an average step, forward and backward, attention and head included."""
         texts = self._texts
         flops = training_flops(self.shape(size), texts.first, texts.targets)
-        tokens = np.sum(texts.first if texts.targets is None else texts.targets)
-        return float(np.sum(flops) / tokens) * texts.tokens_per_step
+        read = np.sum(texts.first if texts.targets is None else texts.targets)
+        return float(np.sum(flops) / read) * texts.read_per_step
 
     # -- experiments -------------------------------------------------------------------------------------------------
 

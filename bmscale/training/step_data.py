@@ -122,15 +122,22 @@ def make_mixture(config: SamplingConfig, names: Sequence[str], sizes: Sequence[i
     return Mixture.by_weight(sizes, [config.weights[name] for name in names])
 
 
+def mixture_of_pairs(training: TrainingConfig, sources: Sequence[dict[str, Any]]) -> Mixture | None:
+    """How pairs are drawn from `sources`, those of the manifest; None for each once an epoch. Raises BadInput."""
+    if training.sampling is None:
+        return None
+    names, sizes = [source["name"] for source in sources], [source["pairs_kept"] for source in sources]
+    return make_mixture(training.sampling, names, sizes)
+
+
 def plan_of_pairs(shards: PairShards, training: TrainingConfig, sources: Sequence[dict[str, Any]]) -> StepPlan:
     """The global steps over pairs, `sources` being those of the manifest. Raises BadInput for what they cannot give."""
-    names, sizes = [source["name"] for source in sources], [source["pairs_kept"] for source in sources]
     return StepPlan(
         shards.source_lengths,
         shards.target_lengths,
         seed=training.seed,
         tokens_per_step=training.tokens_per_step,
-        mixture=None if training.sampling is None else make_mixture(training.sampling, names, sizes),
+        mixture=mixture_of_pairs(training, sources),
     )
 
 

@@ -61,7 +61,9 @@ def test_a_minimum_beyond_the_grid_is_a_cross_at_its_end(side):
     table = runs(noise=0.0, budgets=(1e18, 1e19, 1e20), sizes=21, span=3.0)
     table = table.select(side * (table["N"] - 2.0**side * np.sqrt(table["C"] / 120)) > 0)
     end = 0 if side > 0 else -1
-    for (rows, _), (curve, _), (cross, mark) in zip(*drawn_lines(table, isoflops(found_of(table).minima)), strict=True):
+    curves = isoflops(found_of(table).minima)
+    assert len(curves) == 3
+    for (rows, _), (curve, _), (cross, mark) in zip(*drawn_lines(table, curves), strict=True):
         assert mark == "x"
         np.testing.assert_allclose(cross[0], curve[end], rtol=1e-9)
         assert cross[0, 0] == pytest.approx(np.sort(rows[:, 0])[end])

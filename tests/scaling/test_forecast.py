@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bmscale.errors import BadInput
-from bmscale.scaling.forecast import Asked, forecast, freeze, read, to_text
+from bmscale.scaling.forecast import Asked, check_out, forecast, freeze, read, to_text
 from bmscale.scaling.laws import CHINCHILLA
 from bmscale.scaling.records import Records, canonical, columns_of, digest, open_records
 from bmscale.scaling.scoring import CHANGED, FORECAST, LATE, OPEN, UNTIMED, score
@@ -260,6 +260,13 @@ def test_nothing_is_written_over(study, tmp_path):
         freeze(records, content, study / "forecast.json")
     assert (study / "forecast.json").read_bytes() == before
     assert freeze(records, content, tmp_path / "mine.json").name == "mine.json"
+    for out, said in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "mine.json" / "other.json", "mine.json is no folder that can be written to"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            check_out(records, out)
+    check_out(records, tmp_path / "new" / "other.json")
 
 
 def test_a_table_on_its_own(table):

@@ -218,3 +218,7 @@ def test_another_study_in_the_same_folder_is_refused(finished, monkeypatch):
     with pytest.raises(BadInput, match=said):
         run_study(read_study("ci", [rates]))
     assert len(table(folder)) == len(CELLS)
+    said = r"table\.jsonl: w16-l1-5e4-s0: was trained for 25 steps, which the study counts as 50 now.*another --folder"
+    with pytest.raises(BadInput, match=said):
+        run_study(read_study("ci", ["experiment.training.tokens_per_step=1024"]))
+    assert len(table(folder)) == len(CELLS)
