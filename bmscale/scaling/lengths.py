@@ -51,8 +51,8 @@ def measure(experiment: Experiment) -> Texts:
         only = data.train[0]
         if only.synthetic is not None:
             assert only.pairs is not None
-            begin = next(chunks(only.synthetic, only.pairs, only.seed)).lengths + 1
-            count = min(only.pairs, _enough(begin, training))
+            begin = next(chunks(only.synthetic, only.pairs, only.seed))
+            count = min(only.pairs, _enough(begin.lengths + np.int32(1), training))
             parts = chunks(only.synthetic, count, only.seed)
             lengths = np.concatenate([chunk.lengths + 1 for chunk in parts])
             return _of_pairs(lengths, lengths, training, is_all=count == only.pairs)
