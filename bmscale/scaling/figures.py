@@ -4,6 +4,7 @@ Data are ink, laws and frontiers the page's first colour, which is a dark grey i
 apart by their marks, what was held out by being filled.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -210,7 +211,9 @@ def _parabolas(axes: "Axes", table: Table, curves: Sequence[Minimum]) -> None:
     _log(axes, "y")
     axes.set_xlabel("parameters N")
     axes.set_ylabel("loss")
-    axes.legend(frameon=False, fontsize=7.5, ncols=2)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** (0.06 * math.ceil(len(curves) / 2)))  # room for the legend above
+    axes.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper right")
 
 
 def _residuals(axes: "Axes", found: Analysis, held: Sequence[Scored]) -> None:
