@@ -39,7 +39,7 @@ def add_scaling(commands: Commands) -> None:
 def _add_run(actions: Commands) -> None:
     """`bmscale scaling run`."""
     parser = add(actions, "run", "train the cells of a study, one after the other; the same command goes on", _run)
-    parser.add_argument("study", metavar="STUDY", help="a YAML file, or a shipped study: ci, quick, synthetic")
+    parser.add_argument("study", metavar="STUDY", help="a YAML file, or a shipped study: ci, quick, split, synthetic")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values over the file's, such as seed=3")
     parser.add_argument("--folder", metavar="FOLDER", help="where it is (default: studies/NAME)")
     parser.add_argument("--only", metavar="PATTERN", help="cells whose names match, such as 'w32*'")
@@ -62,6 +62,12 @@ def _run(options: argparse.Namespace) -> int:
         chosen = choose(study, options.only, options.trunk, holdouts=options.holdouts)
         print("\n".join(describe(study, chosen)))
         return 0
+    if options.holdouts and study.config.holdouts and not any(study.folder.glob("forecast*.json")):
+        log.warning(
+            "%s: the hold-outs are not forecast yet, and once they are trained they cannot be; "
+            "`bmscale scaling forecast` does it before",
+            study.folder,
+        )
     done = run_study(study, options.only, options.trunk, holdouts=options.holdouts)
     print(study.table)
     return 0 if done else 1

@@ -401,7 +401,7 @@ def _encode_split(
         Progress("tokenise", sum(part.pairs for part in parts)) as progress,
     ):
         for part in parts:
-            before = counts.pairs
+            before, tokens = counts.pairs, counts.tokens[1]
             for chunk in pool.map(work, chunks(part.lines, CHUNK_PAIRS)):
                 texts = chunk.texts if keep_text else None
                 writer.add_batch(chunk.tokens, chunk.source_lengths, chunk.target_lengths, texts)
@@ -417,7 +417,8 @@ def _encode_split(
             }
             if part.corpus.synthetic is not None and about["pairs_kept"] == part.read:
                 known = irreducible_loss_of(part.corpus.synthetic, part.read, part.corpus.seed)
-                about["irreducible_loss"] = known
+                if known["target_tokens"] == counts.tokens[1] - tokens:  # where a token is a syllable
+                    about["irreducible_loss"] = known
             sources.append(about)
     entry = {"pairs_read": sum(part.read for part in parts), **counts.report(), "sources": sources}
     return entry, counts

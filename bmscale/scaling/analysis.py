@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from bmscale.errors import BadInput
 from bmscale.scaling import approaches, backtest, intervals
 from bmscale.scaling.approaches import Allocation, Minimum
@@ -284,10 +282,10 @@ def _backtest_text(tested: BackTest | None) -> list[str]:
         f"  {'law':22}{'window':>7}{'rows':>6}{'error':>9}   at the best run",
     ]
     for one in tested.candidates:
-        if one.error is None or one.best_error is None:
+        if one.error is None or one.best_excess is None:
             lines.append(f"  {one.law:22}{one.window:7.0%}{one.rows:6}   refused: {one.refused.rpartition(': ')[2]}")
         else:
-            errors = f"{100 * one.error:8.2f} %   {100 * np.expm1(one.best_error):+.2f} %"
+            errors = f"{100 * one.error:8.2f} %   {100 * one.best_excess:+.2f} %"
             lines.append(f"  {one.law:22}{one.window:7.0%}{one.rows:6}{errors}")
     lines.append("  rows: without those held out; the law above is fitted to its window with them")
     if any(one.law == FRONTIER.name for one in tested.candidates):

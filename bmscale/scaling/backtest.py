@@ -4,6 +4,7 @@ The top budget is held out, every candidate is fitted to the rest (all of it, an
 scored by its error at the rows held out. No form wins everywhere: a law chosen this way is one that has forecast once.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,11 @@ class Candidate:
     """The same log, with its sign, at the row of least loss (or most BLEU) among them."""
     refused: str = ""
     """Why it could not be fitted."""
+
+    @property
+    def best_excess(self) -> float | None:
+        """Outcome over forecast, less 1, at that row."""
+        return None if self.best_error is None else math.expm1(self.best_error)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,10 @@ def _curves(axes: "Axes", analysis: Analysis) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("parameters N")
     axes.set_ylabel("loss")
-    axes.legend(frameon=False, fontsize=7, title="FLOPs", title_fontsize=7)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=7, title="FLOPs", title_fontsize=7)
+    else:
+        axes.text(0.5, 0.5, "no budget has three sizes", transform=axes.transAxes, ha="center", fontsize=8)
 
 
 def _residuals(axes: "Axes", analysis: Analysis) -> None:

@@ -101,13 +101,21 @@ def _range(table: Table, name: str) -> str:
     return f"{table[name].min():.3g} to {table[name].max():.3g}"
 
 
+SAME_CELL = 1.005
+
+
 def _repeats(table: Table) -> str:
-    """Rows alike in all but the outcome."""
-    names = [name for name in table.columns if name not in ("loss", "bleu")]
-    if not names:
+    """Runs of one size and, within SAME_CELL, of one budget: those of other seeds have a few tokens more or less."""
+    sizes = [name for name in table.columns if name[0] == "N"]
+    if not sizes:
         return ""
-    cells = np.unique(np.stack([table[name] for name in names], axis=1), axis=0, return_counts=True)[1]
-    return f"up to {cells.max()}, at {int((cells > 1).sum())} cells" if cells.max() > 1 else "one"
+    number = np.unique(np.stack([table[name] for name in sizes], axis=1), axis=0, return_inverse=True)[1].ravel()
+    runs, seeds = np.array(table.runs), []
+    for size in range(number.max() + 1):
+        rows = np.flatnonzero(number == size)
+        cells = budgets(table[scale_of(table)][rows], SAME_CELL)
+        seeds += [len(np.unique(runs[rows[cell]])) for cell in cells]
+    return f"up to {max(seeds)}, at {sum(count > 1 for count in seeds)} cells" if max(seeds) > 1 else "one"
 
 
 def _of_fit(

@@ -94,9 +94,9 @@ def figures(found: Analysis, scored: Sequence[Scored]) -> list[Figure]:
         figure(
             "residuals",
             "Residuals",
-            "Outcome over law, of the rows that it was fitted to and, filled, of cells that were forecast. A pattern "
-            "here is a law of the wrong form.",
-            lambda axes: _residuals(axes, found, held),
+            "Outcome over law: rows that it was fitted to, crosses for those that its window leaves out, filled for "
+            "cells that were forecast. A pattern here is a law of the wrong form.",
+            lambda axes: _residuals(axes, table, found, held),
         )
     )
     if scored:
@@ -216,14 +216,21 @@ def _parabolas(axes: "Axes", table: Table, curves: Sequence[Minimum]) -> None:
     axes.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper right")
 
 
-def _residuals(axes: "Axes", found: Analysis, held: Sequence[Scored]) -> None:
-    scale = scale_of(found.fitted)
+def _residuals(axes: "Axes", table: Table, found: Analysis, held: Sequence[Scored]) -> None:
+    scale, target = scale_of(found.fitted), found.fit.law.target
     log = found.fit.objective.log
+    other = ~np.isin(table.rows, found.fitted.rows)
+    if other.any():
+        rest = table.select(other)
+        law = found.fit.predict(rest.columns)
+        over = 100 * (rest[target] / law - 1 if log else rest[target] - law)
+        axes.plot(rest[scale], over, "x", color=INK, markersize=4, markeredgewidth=0.6, label="not fitted")
     values = 100 * (np.expm1(found.fit.residuals) if log else found.fit.residuals)
     axes.plot(found.fitted[scale], values, "o", color=INK, markersize=4, markerfacecolor="none", label="fitted")
     errors = [(one.columns[scale], 100 * (one.error or 0.0)) for one in held if scale in one.columns]
     if errors and log:
         axes.plot(*zip(*errors, strict=True), "D", color=INK, markersize=6, label="forecast cells")
+    if errors or other.any():
         axes.legend(frameon=False, fontsize=7.5)
     axes.axhline(0, color=_LAW, linewidth=1.2)
     _log(axes, "x", _power if scale == "C" else _short)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from bmscale.data.manifest import MANIFEST
 from bmscale.data.prepare import DataConfig
 from bmscale.data.steps import StepPlan
-from bmscale.data.synthetic import chunks
+from bmscale.data.synthetic import SPELLINGS, chunks
+from bmscale.data.tokenizer import SPECIAL_PIECES
 from bmscale.errors import BadInput
 from bmscale.experiment import Experiment, RowTrainingConfig, TrainingConfig
 from bmscale.training.pair_data import PairData
@@ -47,14 +48,14 @@ def measure(experiment: Experiment) -> Texts:
     """
     training, data = experiment.training, experiment.data
     assert isinstance(data, DataConfig) or isinstance(training, RowTrainingConfig)
-    if isinstance(data, DataConfig) and training.sampling is None and len(data.train) == 1:
+    if isinstance(data, DataConfig) and training.sampling is None and _is_spelt(data):
         only = data.train[0]
-        if only.synthetic is not None:
-            assert only.pairs is not None
-            begin = next(chunks(only.synthetic, only.pairs, only.seed))
-            count = min(only.pairs, _enough(begin.lengths + np.int32(1), training))
-            parts = chunks(only.synthetic, count, only.seed)
-            lengths = np.concatenate([chunk.lengths + 1 for chunk in parts])
+        assert only.synthetic is not None
+        assert only.pairs is not None
+        begin = next(chunks(only.synthetic, only.pairs, only.seed))
+        count = min(only.pairs, _enough(begin.lengths + np.int32(1), training))
+        lengths = np.concatenate([chunk.lengths + 1 for chunk in chunks(only.synthetic, count, only.seed)])
+        if lengths.max() <= min(data.max_source_tokens, data.max_target_tokens):
             return _of_pairs(lengths, lengths, training, is_all=count == only.pairs)
     folder = Path(data.directory)
     if not (folder / MANIFEST).is_file():
@@ -75,6 +76,18 @@ def measure(experiment: Experiment) -> Texts:
         return _of_pairs(sources, targets, training, is_all=True)
     some = np.random.default_rng(0).integers(len(targets), size=enough)
     return _of_pairs(sources[some], targets[some], training, is_all=False)
+
+
+def _is_spelt(data: DataConfig) -> bool:
+    """Whether the only corpus is a synthetic one, and a token is one of its syllables."""
+    is_piece = data.tokenizer.type == "word" and data.tokenizer.path is None
+    return (
+        len(data.train) == 1
+        and data.train[0].synthetic is not None
+        and is_piece
+        and data.tokenizer.vocabulary_size >= len(SPELLINGS) + len(SPECIAL_PIECES)
+        and not data.language_tags
+    )
 
 
 def _enough(targets: Lengths, training: TrainingConfig) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bmscale.data.manifest import MANIFEST
+from bmscale.data.manifest import MANIFEST, read_manifest
 from bmscale.errors import BadInput
 from bmscale.experiment import RunFolder
 from bmscale.model.config import EncoderDecoderConfig, TransformerConfig
@@ -113,21 +113,21 @@ def line_of(study: Study, trunk: Trunk, cell: Cell) -> dict[str, Any] | None:
     }
 
 
-def _manifest(directory: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(directory) / MANIFEST).read_text(encoding="utf-8"))
+def _splits(directory: str) -> dict[str, Any]:
+    found: dict[str, Any] = read_manifest(Path(directory) / MANIFEST)["splits"]
     return found
 
 
 def tokens_of_an_epoch(directory: str) -> int | None:
     """Target tokens (of documents, tokens) of the training data, None where the manifest does not say."""
-    train = _manifest(directory)["splits"]["train"]
+    train = _splits(directory)["train"]
     tokens: int | None = train.get("target_tokens", train.get("tokens"))
     return tokens
 
 
 def irreducible(study: Study) -> dict[str, float] | None:
     """What is known of the loss of the validation set (`data/synthetic.py`); None for text of people."""
-    sources = _manifest(study.plain.data.directory)["splits"]["valid"]["sources"]
+    sources = _splits(study.plain.data.directory)["valid"]["sources"]
     found: dict[str, float] | None = sources[0].get("irreducible_loss") if len(sources) == 1 else None
     return found
 
@@ -139,15 +139,33 @@ TABLES = {"grid": "table", "repeat": "table", "holdout": "holdouts", "from_scrat
 def check_counted(study: Study) -> None:
     """Raises BadInput where a cell that is done has other steps than the study gives it now: it would not be found."""
     steps = {cell.name: cell.steps for trunk in study.trunks for cell in trunk.cells}
-    for path in dict.fromkeys(study.table.with_name(f"{name}.jsonl") for name in TABLES.values()):
-        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.is_file() else []):
-            now = steps.get(row["cell"], row["steps"])
-            if now != row["steps"]:
+    for path in _tables(study):
+        for cell, row in _rows(path).items():
+            if steps.get(cell, row["steps"]) != row["steps"]:
                 raise BadInput(
-                    f"{path}: {row['cell']}: was trained for {row['steps']:,} steps, which the study counts as {now:,} "
-                    "now: its data or training.tokens_per_step was another, or bmscale was. Choose another --folder, "
-                    "or give the study its values back"
+                    f"{path}: {cell}: was trained for {row['steps']:,} steps, which the study counts as "
+                    f"{steps[cell]:,} now: its data or training.tokens_per_step was another, or bmscale was. Choose "
+                    "another --folder, or give the study its values back"
                 )
+
+
+def _tables(study: Study) -> list[Path]:
+    return [study.table.with_name(f"{name}.jsonl") for name in dict.fromkeys(TABLES.values())]
+
+
+def _rows(path: Path) -> dict[str, dict[str, Any]]:
+    """The lines of a table by cell; none where there is no file. Raises BadInput for others than write_tables has."""
+    found: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
+        try:
+            row = json.loads(line)
+            found[row["cell"]] = {**row, "steps": int(row["steps"])}
+        except (ValueError, TypeError, KeyError):
+            raise BadInput(
+                f"{path}: line {number}: must be a JSON object with cell and steps; got {line[:80]!r}. Put the file "
+                "aside: it is made anew from the runs"
+            ) from None
+    return found
 
 
 def write_tables(study: Study) -> int:
@@ -156,13 +174,18 @@ def write_tables(study: Study) -> int:
     study.folder.mkdir(parents=True, exist_ok=True)
     with (study.folder / ".table.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        lines = [line_of(study, trunk, cell) for trunk in study.trunks for cell in trunk.cells]
-        known = irreducible(study)
-        rows = [line | ({"irreducible_loss": known["drawn"]} if known else {}) for line in lines if line is not None]
-        for name in dict.fromkeys(TABLES.values()):
-            text = "".join(json.dumps(row) + "\n" for row in rows if TABLES[row["kind"]] == name)
-            path = study.table.with_name(f"{name}.jsonl")
-            if text or path == study.table:
+        before = {cell: row for path in _tables(study) for cell, row in _rows(path).items()}
+        known, rows = irreducible(study), []
+        for trunk in study.trunks:
+            for cell in trunk.cells:
+                line = line_of(study, trunk, cell)
+                if line is not None:
+                    rows.append(line | ({"irreducible_loss": known["drawn"]} if known else {}))
+                elif cell.name in before and not study.run_folder(cell.name).path.exists():
+                    rows.append(before[cell.name])  # of a run whose folder was put away
+        for path in _tables(study):
+            text = "".join(json.dumps(row) + "\n" for row in rows if TABLES[row["kind"]] == path.stem)
+            if text or path == study.table or path.exists():
                 path.with_suffix(".tmp").write_text(text, encoding="utf-8")
                 path.with_suffix(".tmp").replace(path)
     return len(rows)

@@ -70,29 +70,36 @@ class PowerSum:
         return self.e_n * self.e_d / (self.e_n + self.e_d)
 
     @property
-    def _g(self) -> float:
+    def _log_g(self) -> float:
+        """In logarithms, here and below: the ends of a bootstrap are beyond the range of numbers."""
         if not self.balances:
             raise BadInput("no best N and D: one of the law's terms is 0, so all compute would go to the other")
-        return (self.e_n * self.A / (self.e_d * self.B)) ** (1 / (self.e_n + self.e_d))
+        terms = math.log(self.e_n) + math.log(self.A) - math.log(self.e_d) - math.log(self.B)
+        return terms / (self.e_n + self.e_d)
 
     def loss(self, N: float, D: float) -> float:
-        """At a size and tokens."""
+        """At a size and tokens; infinite at none of them, which an extreme draw of the bootstrap asks for."""
+        if N <= 0 or D <= 0:
+            return math.inf
         return float((self.E + self.A * N**-self.e_n + self.B * D**-self.e_d) ** self.power)
 
     def at_budget(self, C: float) -> Optimum:
         """The N and D of least loss for C = 6 N D FLOPs. Raises BadInput where N or D does not matter."""
-        g, a = self._g, self.e_d / (self.e_n + self.e_d)
-        n, d = g * (C / 6) ** a, (C / 6) ** (1 - a) / g
-        return Optimum(C, n, d, self.loss(n, d))
+        return self._at(math.log(C))
+
+    def _at(self, log_c: float) -> Optimum:
+        log_nd, a = log_c - math.log(6), self.e_d / (self.e_n + self.e_d)
+        n, d = _exp(self._log_g + a * log_nd), _exp((1 - a) * log_nd - self._log_g)
+        return Optimum(_exp(log_c), n, d, self.loss(n, d))
 
     def for_loss(self, loss: float) -> Optimum | None:
         """The cheapest N and D that reach a loss; None where none does."""
-        g = self._g
+        log_g = self._log_g
         left = loss ** (1 / self.power) - self.E
         if left <= 0:
             return None
-        terms = self.A * g**-self.e_n + self.B * g**self.e_d
-        return self.at_budget(6 * (terms / left) ** (1 / self.gamma))
+        terms = np.logaddexp(math.log(self.A) - self.e_n * log_g, math.log(self.B) + self.e_d * log_g)
+        return self._at(math.log(6) + (float(terms) - math.log(left)) / self.gamma)
 
     def tokens(self, loss: float, N: float) -> float | None:
         """Tokens with which a model of N parameters reaches a loss; None where it never does."""
@@ -101,3 +108,8 @@ class PowerSum:
             return None
         log_d = (math.log(self.B) - math.log(left)) / self.e_d
         return math.exp(log_d) if log_d < 700 else None
+
+
+def _exp(value: float) -> float:
+    """Infinite beyond the range of numbers."""
+    return math.exp(value) if value < 709 else math.inf

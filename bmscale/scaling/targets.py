@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bmscale.errors import BadInput
 from bmscale.scaling.analysis import Analysis
 from bmscale.scaling.checks import budgets
 from bmscale.scaling.intervals import LEVEL, Bootstrap, percentiles, predict
@@ -67,6 +68,7 @@ def _spread(boot: Bootstrap, of: Callable[[PowerSum], float | None]) -> list[flo
 def at_budget(found: Analysis, budget: float) -> Content:
     """Compute-optimal N and D for a budget in the table's FLOPs, and the loss there. Raises BadInput for a law that
     has no optimum."""
+    _check_balanced(found)
     law, times = _powers(found)
     best = law.at_budget(budget / times)
     boot = found.bootstrap
@@ -89,6 +91,7 @@ def for_loss(found: Analysis, loss: float, size: float | None) -> Content:
     law, times = _powers(found)
     result: Content = {"loss": loss, "at": "the compute-optimal size" if size is None else "a given size"}
     if size is None:
+        _check_balanced(found)
         best = law.for_loss(loss)
         result |= {"N": None, "D": None, "C": None, "limit": law.E**law.power}
         if best is not None:
@@ -101,6 +104,14 @@ def for_loss(found: Analysis, loss: float, size: float | None) -> Content:
         result["limit"] = law.loss(size, float("inf"))
         result["D_interval_95"] = _spread(boot, lambda one: one.tokens(loss, size))
     return result
+
+
+def _check_balanced(found: Analysis) -> None:
+    if gone := set(found.fit.gone) - {"E"}:
+        raise BadInput(
+            f"no best N and D: {', '.join(sorted(gone))} went to 0, since the rows do not show that term; train cells "
+            "that differ more in what it is of"
+        )
 
 
 def _of(law: PowerSum, loss: float, name: str, scale: float) -> float | None:
