@@ -39,7 +39,7 @@ def load_manifest(directory: str | Path, kind: Kind | None = None) -> dict[str, 
     for; the message names the file and the command that makes it again.
     """
     folder = Path(directory)
-    manifest = read_manifest(folder / MANIFEST)
+    manifest = _read_manifest(folder / MANIFEST)
     if kind not in (None, manifest["kind"]):
         raise BadInput(
             f"{folder}: must hold prepared {_NAMES[str(kind)]} for this task, it holds {_NAMES[manifest['kind']]}; "
@@ -184,8 +184,7 @@ class _Labelled(_Manifest):
 _MANIFESTS: dict[str, type[_Manifest]] = {"pairs": _Pairs, "documents": _Documents, "labelled": _Labelled}
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest alone, its form checked. Raises BadInput."""
+def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bmscale.data.manifest import MANIFEST, read_manifest
+from bmscale.data.manifest import MANIFEST
 from bmscale.errors import BadInput
 from bmscale.experiment import RunFolder
 from bmscale.model.config import EncoderDecoderConfig, TransformerConfig
@@ -114,7 +114,11 @@ def line_of(study: Study, trunk: Trunk, cell: Cell) -> dict[str, Any] | None:
 
 
 def _splits(directory: str) -> dict[str, Any]:
-    found: dict[str, Any] = read_manifest(Path(directory) / MANIFEST)["splits"]
+    path = Path(directory) / MANIFEST
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["splits"]
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"{path}: damaged; `bmscale scaling run STUDY --prepare` says how to make it again") from None
     return found
 
 

@@ -26,7 +26,10 @@ def experiment(folder: Path, train: list[dict[str, object]], **training: object)
             "directory": str(folder / "data"),
             "train": train,
             "valid": train[0],
-            "tokenizer": {"type": "word", "vocabulary_size": 90},
+            "tokenizer": {
+                "type": "word",
+                "vocabulary_size": 260 if "synthetic" in train[0] and len(train) == 1 else 90,
+            },
         },
         "model": {"preset": "vanilla", "hidden_size": 16, "num_attention_heads": 2},
         "training": {"tokens_per_step": 500, "max_steps": 10, **training},
@@ -107,6 +110,23 @@ def test_a_synthetic_corpus_beside_another_is_measured_with_it(tmp_path):
     texts = measure(prepared(tmp_path, train))
     assert texts.targets is not None
     assert 300 < len(texts.targets) <= 500
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *(
+            {"tokenizer": {"type": "bpe", "vocabulary_size": 300}},
+            {"tokenizer": {"type": "word", "vocabulary_size": 90}},
+        ),
+        *({"max_target_tokens": 12}, {"language_tags": True}),
+    ],
+)
+def test_where_a_token_is_no_syllable_the_data_is_measured(tmp_path, other):
+    values = experiment(tmp_path, [{"synthetic": "train", "pairs": 300}]).model_dump(exclude_unset=True)
+    asked = validate(TranslationExperiment, Document({**values, "data": {**values["data"], **other}}))
+    with pytest.raises(BadInput, match="must be prepared before"):
+        measure(asked)
 
 
 def test_a_damaged_manifest_is_refused(tmp_path):
