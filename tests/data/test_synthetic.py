@@ -134,3 +134,17 @@ def test_words_cannot_be_sampled(tmp_path):
     assert len(tokenizer.encode(letters)) == 12 + 1
     with pytest.raises(BadInput, match="supports at most 16 pieces, got 17"):
         train_tokenizer([letters], TokenizerConfig(type="word", vocabulary_size=17))
+
+
+def test_the_loss_of_syllables_is_not_that_of_other_pieces(tmp_path):
+    values = {
+        "directory": str(tmp_path / "data"),
+        "source_language": "sx",
+        "target_language": "sy",
+        "train": {"synthetic": "train", "pairs": 500},
+        "valid": {"synthetic": "valid", "pairs": 50},
+        "cleaning": {"duplicate": False},
+        "tokenizer": {"type": "bpe", "vocabulary_size": 300},
+    }
+    manifest = prepare(DataConfig.model_validate(values), workers=1)
+    assert all("irreducible_loss" not in manifest["splits"][split]["sources"][0] for split in ("train", "valid"))

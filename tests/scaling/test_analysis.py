@@ -13,6 +13,7 @@ from bmscale.scaling.checklist import QUESTIONS, UNKNOWN, checklist
 from bmscale.scaling.fit import Objective, fit
 from bmscale.scaling.laws import CHINCHILLA, ENCODER_DECODER
 from bmscale.scaling.tables import Table
+from bmscale.scaling.targets import at_budget, for_loss
 from tests.scaling.conftest import TRUTH, runs
 
 
@@ -150,3 +151,28 @@ def test_the_picture_without_sizes(tmp_path):
 def test_pictures_of_other_kinds_are_refused(tmp_path):
     with pytest.raises(BadInput, match=r"must end in \.png or \.svg; got 'fit\.jpg'"):
         charts.check_path(tmp_path / "fit.jpg")
+
+
+def test_seeds_of_a_cell_may_differ_by_a_few_tokens():
+    table = runs(budgets=(1e18, 1e19), sizes=4)
+    columns = {name: np.concatenate([values, values[:1] * (1.0003 if name in "DC" else 1)]) for name, values in
+               table.columns.items()}  # fmt: skip
+    found = fit(CHINCHILLA, table.columns, restarts=1)
+
+    def seeds(one: Table) -> str:
+        return next(item.answer for item in checklist(one, found) if item.question == "seeds of one cell")
+
+    assert seeds(Table("made", columns)) == "up to 2, at 1 cells"
+    assert seeds(table) == "one"
+    assert seeds(Table("made", columns, groups=("a", *"bcdefgh", "a"))) == "one"  # two points of one run
+
+
+def test_no_best_sizes_of_a_law_without_one_of_its_terms():
+    table = runs(noise=0.0)
+    flat = table.with_columns(loss=1.7 + 400 * table["N"] ** -0.34)
+    found = analyse(flat, law="chinchilla", draws=20, restarts=2)
+    assert found.fit.gone == ("B",)
+    with pytest.raises(BadInput, match="no best N and D: B went to 0"):
+        at_budget(found, 1e21)
+    with pytest.raises(BadInput, match="no best N and D: B went to 0"):
+        for_loss(found, 1.8, None)

@@ -55,3 +55,14 @@ def test_laws_without_a_best_split_are_refused():
         PowerSum.of(SATURATING, {"alpha": 2.0, "C": 1e-6, "p": 0.25}).at_budget(1e20)
     with pytest.raises(BadInput, match="says nothing of N and D"):
         PowerSum.of(BLEU, {"C": 100.0, "k": -0.5})
+
+
+@pytest.mark.parametrize("A", [1e300, 1e-300])
+def test_an_extreme_draw_is_out_of_the_range_of_numbers_and_raises_nothing(A):
+    law = PowerSum.of(CHINCHILLA, {"E": 1.0, "A": A, "B": 1 / A, "alpha": 0.01, "beta": 0.01})
+    best, reached = law.at_budget(1e20), law.for_loss(1.1)
+    assert {best.N, best.D} == {0.0, np.inf}
+    assert best.loss == np.inf
+    assert reached is not None
+    assert reached.C in (0.0, np.inf) or np.isfinite(reached.C)
+    assert PowerSum.of(CHINCHILLA, TRUTH).loss(0.0, 1e9) == np.inf
