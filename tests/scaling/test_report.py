@@ -199,22 +199,30 @@ def test_fit_and_forecast_take_a_study(study, capsys, monkeypatch):
     assert main(["scaling", "forecast", str(study), "--budget", "-1"]) == 2
 
 
-def test_results_that_come_with_bmscale_hold_together(tmp_path, monkeypatch):
-    """Rows, metrics and the forecast that was frozen before the hold-outs were trained."""
+@pytest.mark.parametrize("name", ["split", "synthetic"])
+def test_results_that_come_with_bmscale_hold_together(tmp_path, monkeypatch, name):
+    """Rows, metrics and the study."""
     monkeypatch.chdir(tmp_path)
-    records = open_records("synthetic")
+    records = open_records(name)
     assert records.is_shipped
     rows = [*records.rows(), *records.rows("holdouts"), *records.rows("from_scratch")]
-    assert {row["cell"] for row in rows} == set(records.cells())
+    cells = records.cells()
+    assert {row["cell"] for row in rows} == set(cells)
     for row in rows:
         lines = (records.folder / "runs" / row["cell"] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         valid = [line for line in map(json.loads, lines) if "valid_loss" in line]
         assert (valid[-1]["step"], valid[-1]["valid_loss"]) == (row["steps"], row["loss"])
-    (frozen,) = score(records)
+        assert row["steps"] == cells[row["cell"]][1].steps
+    if name == "synthetic":
+        assert len(isoflop(records.table()).optima) == 7  # it refuses a best size at the edge
+
+
+def test_the_forecast_that_comes_with_bmscale_was_made_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (frozen,) = score(open_records("synthetic"))
     assert [cell.status for cell in frozen.cells] == [FORECAST, FORECAST]
     assert all(cell.error is not None and abs(cell.error) < 0.01 for cell in frozen.cells)
     assert not frozen.notes
-    assert len(isoflop(records.table()).optima) == 7  # it refuses a best size at the edge
 
 
 def test_results_that_come_with_bmscale_are_not_written_to(tmp_path, monkeypatch, capsys):
