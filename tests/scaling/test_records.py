@@ -6,7 +6,7 @@ import pytest
 
 from bmscale.cli import main
 from bmscale.errors import BadInput
-from bmscale.scaling.records import Records, finite, open_records
+from bmscale.scaling.records import ABOVE_0, FROM_0, NAMES, Records, finite, open_records
 from tests.scaling.test_forecast import CELL, EARLIER, STUDY, rows_of, write
 
 
@@ -29,10 +29,13 @@ def test_a_cell_has_one_row(records, capsys):
 
 
 @pytest.mark.parametrize(
-    "key",
-    ["cell", "size", "precision", "budget", "steps", "tokens_per_step", "learning_rate", "C", "seed", "cooldown_steps"],
+    ("kind", "key"),
+    [
+        *(("table", key) for key in (*NAMES, *ABOVE_0, *FROM_0)),
+        ("holdouts", "cell"),
+        ("holdouts", "learning_rate"),
+    ],
 )
-@pytest.mark.parametrize("kind", ["table", "holdouts"])
 def test_a_row_without_a_key_is_named(records, kind, key):
     rows = records.rows(kind)
     del rows[-1][key]
