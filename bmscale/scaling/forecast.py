@@ -6,27 +6,33 @@ change of a file shows, unless all hashes from there on are made anew: publish o
 matters.
 """
 
+import glob
 import json
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, Field, PositiveFloat, model_validator
+
+from bmscale.config import Config, Document, validate
 from bmscale.errors import BadInput
 from bmscale.scaling.analysis import AUTO, Analysis, analyse
 from bmscale.scaling.checklist import drawn_from
 from bmscale.scaling.fit import Objective
 from bmscale.scaling.heldout import named, untrained_holdouts
 from bmscale.scaling.intervals import LEVEL
-from bmscale.scaling.records import Records, digest, row_hashes
+from bmscale.scaling.records import Records, digest, moment, row_hashes
 from bmscale.scaling.tables import Table
 from bmscale.scaling.targets import at_budget, for_loss, predicted
 from bmscale.training import record
 
 FORMAT = 1
 LEAST_DRAWS = 100
+MOST_SAID = 300
+"""Characters of what is wrong with a file."""
 
 Content = dict[str, Any]
 
@@ -99,16 +105,17 @@ def _path(records: Records, number: int) -> Path:
 
 def files(records: Records) -> list[Path]:
     """The forecasts in the folder, by the time that they say, then by name."""
-    found = [path for path in records.folder.glob(f"{records.stem}*.json") if path.is_file()]
+    found = [path for path in records.folder.glob(f"{glob.escape(records.stem)}*.json") if path.is_file()]
     return sorted(found, key=lambda path: (_time_said(path), len(path.name), path.name))
 
 
-def _time_said(path: Path) -> str:
+def _time_said(path: Path) -> datetime:
     """A damaged file comes first: whoever reads it says so."""
     try:
-        return str(_read(path).get("frozen", ""))
+        said = moment(_read(path).get("frozen"))
     except BadInput:
-        return ""
+        said = None
+    return said or datetime.min.replace(tzinfo=UTC)
 
 
 def newest(records: Records) -> Path | None:
@@ -119,7 +126,7 @@ def newest(records: Records) -> Path | None:
 def _read(path: Path) -> Content:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise BadInput(f"{path}: must be a forecast, a JSON object; {error}") from None
     if not isinstance(values, dict):
         raise BadInput(f"{path}: must be a forecast, a JSON object")
@@ -133,7 +140,114 @@ def read(path: Path) -> tuple[Content, bool]:
         raise BadInput(f"{path}: must be a forecast of `bmscale scaling forecast`: it has no cells or no hash")
     if values.get("format") != FORMAT:
         raise BadInput(f"{path}: must be of format {FORMAT}; got {values.get('format')}; another version wrote it")
-    return values, digest({key: value for key, value in values.items() if key != "sha256"}) == values["sha256"]
+    try:
+        validate(_Forecast, Document(values, {(): str(path)}))
+    except BadInput as error:
+        raise BadInput(str(error).partition("\n")[0][:MOST_SAID]) from None
+    try:
+        hashed = digest({key: value for key, value in values.items() if key != "sha256"})
+    except ValueError as error:  # of NaN, infinities and lone surrogates
+        raise BadInput(f"{path}: must be a forecast, whose content has a hash; {error}") from None
+    return values, hashed == values["sha256"]
+
+
+class _Part(Config, extra="ignore"):
+    """A part of a forecast file: what is read of it."""
+
+
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
+Reach = Annotated[list[float | None], Field(min_length=2, max_length=2)]
+"""An interval whose ends may be out of reach."""
+
+
+def _above_0(columns: dict[str, float]) -> dict[str, float]:
+    for name, value in columns.items():
+        if value <= 0:
+            raise ValueError(f"{name} must be above 0; got {value:g}")
+    return columns
+
+
+class _Cell(Config, extra="allow"):
+    __pydantic_extra__: dict[str, float] = Field(init=False)
+    """N, D, C and the rest."""
+    cell: str
+    loss: PositiveFloat | None = None
+    bleu: PositiveFloat | None = None
+    interval_90: Interval
+    interval_95: Interval
+
+    @model_validator(mode="after")
+    def _is_of_something(self) -> "_Cell":
+        given = self.bleu if "bleu" in self.model_fields_set else self.loss
+        if given is None:
+            raise ValueError("must have a loss or a bleu")
+        _above_0(self.__pydantic_extra__)
+        return self
+
+
+class _Table(_Part):
+    sha256: str
+    columns: list[str]
+    column_options: list[str]
+    drop: list[str]
+    largest: Annotated[dict[str, float], AfterValidator(_above_0)] = Field(default_factory=dict)
+    rows: dict[str, str]
+    fitted: list[str]
+
+
+class _Fit(_Part):
+    law: str
+    chosen: str = ""
+
+
+class _Software(_Part):
+    bmscale: str = ""
+    git_commit: str | None = None
+
+
+class _Previous(_Part):
+    file: str
+    sha256: str | None
+
+
+class _Budget(_Part):
+    budget: float
+    N: float
+    N_interval_95: Reach | None = None
+    D: float
+    D_interval_95: Reach | None = None
+    loss: float | None = None
+    interval_90: Interval | None = None
+
+
+class _Loss(_Part):
+    loss: float
+    at: str
+    N: float | None
+    D: float | None
+    D_interval_95: Reach | None = None
+    C: float | None = None
+    limit: float | None = None
+
+
+class _Forecast(_Part):
+    """What scores and the report read of a forecast file."""
+
+    frozen: str
+    sha256: str
+    software: _Software = Field(default_factory=_Software)
+    table: _Table
+    fit: _Fit
+    cells: list[_Cell]
+    budgets: list[_Budget] = Field(default_factory=list)
+    losses: list[_Loss] = Field(default_factory=list)
+    previous: _Previous | None = None
+
+    @model_validator(mode="after")
+    def _has_a_time(self) -> "_Forecast":
+        if moment(self.frozen) is None:
+            raise ValueError(f"frozen must be a time as in 2026-01-31T12:00:00+00:00; got '{self.frozen[:40]}'")
+        return self
 
 
 # -- what is forecast

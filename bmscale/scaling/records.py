@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,10 @@ from bmscale.training import record
 Row = dict[str, Any]
 IDS = ("cell", "run", "run_name", "run_id", "name", "group")
 """Columns that name a row, the first of them that is there and different in all rows."""
+NAMES = ("cell", "size", "precision")
+ABOVE_0 = ("budget", "steps", "tokens_per_step", "learning_rate", "C")
+FROM_0 = ("seed", "cooldown_steps")
+"""What the report reads of each row of a study."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +60,18 @@ class Records:
         return open_table(self.file, self.columns, self.drop)
 
     def rows(self, kind: str = "table") -> list[Row]:
-        """The lines of table, holdouts or from_scratch; of a table on its own, its rows."""
+        """The lines of table, holdouts or from_scratch; of a table on its own, its rows. Raises BadInput for a line of
+        a study that is not as `scaling run` writes it, and for a cell that has two."""
         path = self.file if self.study is None else self.folder / f"{kind}.jsonl"
-        return [dict(row) for row in read_records(path)] if path.is_file() and path.stat().st_size else []
+        rows = [dict(row) for row in read_records(path)] if path.is_file() and path.stat().st_size else []
+        if self.study is not None:
+            _check_rows(path, rows)
+        return rows
 
     @cached_property
     def outcomes(self) -> dict[str, Row]:
-        """Every row by its id, hold-outs included; of a table on its own with its columns by our names."""
+        """Every row by its id, hold-outs included; of a table on its own with its columns by our names. The loss is
+        None where it is no finite number."""
         if self.study is None:
             rows, table = self.rows(), self.table()
             ids = row_ids(rows)
@@ -71,7 +82,8 @@ class Records:
                 }
                 for index, number in enumerate(table.rows)
             }
-        return {str(row["cell"]): row for kind in dict.fromkeys(TABLES.values()) for row in self.rows(kind)}
+        rows = [row for kind in dict.fromkeys(TABLES.values()) for row in self.rows(kind)]
+        return {row["cell"]: {**row, "loss": finite(row.get("loss"))} for row in rows}
 
     def cells(self) -> dict[str, tuple[Trunk, Cell]]:
         """The study's cells by name; none of a table."""
@@ -83,12 +95,16 @@ class Records:
         return None if self.study is None else self.study.run_folder(cell)
 
     def started(self, cell: str) -> str | None:
-        """When the cell's training began, ISO 8601: by its run folder, or else by its row; None where neither says."""
+        """When the cell's training began, ISO 8601: by its run folder where it has one, or else by its row; None where
+        that does not say, or says no time."""
         run = self.run_folder(cell)
-        if run is not None and run.record.is_file():
-            return str(record.read(run).starts[0]["time"])
         time = self.outcomes.get(cell, {}).get("started")
-        return None if time is None else str(time)
+        if run is not None and run.record.is_file():
+            try:
+                time = record.read(run).starts[0].get("time")
+            except (BadInput, LookupError):
+                time = None
+        return None if moment(time) is None else str(time)
 
 
 def open_records(
@@ -111,6 +127,50 @@ def open_records(
     else:
         return Records(path.stem, path.parent, path, None, tuple(columns), tuple(drop))
     return Records(study.config.name, study.folder, study.table, study, tuple(columns), tuple(drop))
+
+
+def _check_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Raises BadInput for a row that the report cannot read, and for a cell that has two."""
+    seen: dict[str, int] = {}
+    for number, row in enumerate(rows, 1):
+        for key in (*NAMES, *ABOVE_0, *FROM_0):
+            given = row.get(key)
+            if key in NAMES:
+                whole, what = isinstance(given, str) and given != "", "a name"
+            else:
+                value = finite(given) if isinstance(given, int | float) else None
+                whole = value is not None and (value > 0 or (value == 0 and key in FROM_0))
+                what = "a number from 0" if key in FROM_0 else "a number above 0"
+            if not whole:
+                got = f"got {json.dumps(given)[:60]}" if key in row else "it is not there"
+                raise BadInput(
+                    f"{path}: row {number}: {key}: must be {what}, as `bmscale scaling run` writes it; {got}. Mend the "
+                    "row or take it out"
+                )
+        first = seen.setdefault(row["cell"], number)
+        if first != number:
+            raise BadInput(
+                f"{path}: row {number}: cell: must be in one row; {row['cell']} is in row {first} already. Take one of "
+                "them out"
+            )
+
+
+def finite(value: Any) -> float | None:
+    """A number as it stands in a file; None for what is none, NaN and the infinities."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def moment(text: Any) -> datetime | None:
+    """The time of an ISO 8601 text, in UTC where it names no zone; None for what is no time."""
+    try:
+        time = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time
 
 
 def row_ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:

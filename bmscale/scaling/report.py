@@ -23,7 +23,7 @@ from bmscale.scaling.figures import Figure, figures
 from bmscale.scaling.fit import fit
 from bmscale.scaling.intervals import LEVEL, bootstrap, percentiles
 from bmscale.scaling.laws import CHINCHILLA, ENCODER_DECODER
-from bmscale.scaling.records import Records, Row
+from bmscale.scaling.records import Records, Row, finite
 from bmscale.scaling.scoring import FORECAST, LATE, OPEN, UNTIMED, Frozen, Scored
 from bmscale.scaling.tables import Table
 from bmscale.scaling.targets import at_budget
@@ -48,12 +48,13 @@ def write_report(
 ) -> Path:
     """Write the page, and the pictures as NAME-FIGURE.svg beside it; returns its path.
 
-    A table that no law can be fitted to has a page too, which says why. Raises BadInput for a table that is none.
+    A table that no law can be fitted to has a page too, which says why. Raises BadInput for a table that is none
+    and for damaged rows of a study.
     """
     path = out or _default_path(records)
     table = records.table()
+    frozen = scoring.score(records, forecasts)  # before the fit, which takes longer: damaged rows are refused here
     found, refused = _analysis(table, law, draws, seed)
-    frozen = scoring.score(records, forecasts)
     scored = [cell for one in frozen for cell in one.cells]
     pictures = [] if found is None else figures(found, scored)
     contents = {
@@ -237,10 +238,10 @@ def _split(table: Table, draws: int, seed: int) -> dict[str, Any] | None:
 
 def _irreducible(records: Records, found: Analysis | None) -> dict[str, Any] | None:
     """The loss that is known to be the least beside the fitted E."""
-    known = {row["irreducible_loss"] for row in records.rows() if row.get("irreducible_loss") is not None}
+    known = {value for row in records.rows() if (value := finite(row.get("irreducible_loss"))) is not None}
     if len(known) != 1:
         return None
-    result: dict[str, Any] = {"known": float(known.pop()), "E": None, "interval": None}
+    result: dict[str, Any] = {"known": known.pop(), "E": None, "interval": None}
     if found is not None and "E" in found.fit.parameters:
         result |= {"E": found.fit.parameters["E"], "interval": found.parameter_intervals.get("E")}
     return result
@@ -252,9 +253,7 @@ def _saved(records: Records) -> dict[str, float] | None:
     Repeats are counted with the grid, hold-outs are not: what a trunk is trained beyond the grid serves them alone.
     """
     rows = records.rows()
-    if not rows or any(
-        row.get(key) is None for row in rows for key in ("size", "seed", "steps", "cooldown_steps", "C")
-    ):
+    if records.study is None or not rows:
         return None
     made, scratch = 0.0, sum(float(row["C"]) for row in rows)
     for trunk in {(row["size"], row["seed"]) for row in rows}:
@@ -272,8 +271,9 @@ def _scratch(records: Records) -> list[Row]:
     for row in records.rows("from_scratch"):
         branch = records.outcomes.get(str(row["cell"]).removesuffix("-scratch"))
         if branch is not None:
-            gap = float(branch["loss"]) / float(row["loss"]) - 1
-            found.append({"cell": branch["cell"], "branch": branch["loss"], "scratch": row["loss"], "gap": gap})
+            loss, other = branch["loss"], finite(row.get("loss"))
+            gap = loss / other - 1 if loss is not None and other else None
+            found.append({"cell": branch["cell"], "branch": loss, "scratch": other, "gap": gap})
     return found
 
 

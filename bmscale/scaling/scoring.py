@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 from bmscale.errors import BadInput
 from bmscale.scaling import forecast
 from bmscale.scaling.reading import open_table
-from bmscale.scaling.records import Records, row_hashes
+from bmscale.scaling.records import Records, finite, moment, row_hashes
 
 FORECAST, LATE, UNTIMED, OPEN = "forecast", "not a forecast", "time not known", "not trained yet"
-CHANGED = "file was changed"
+CHANGED, NO_OUTCOME = "file was changed", "no finite outcome"
 MOST_NAMED = 5
 OTHER = 0.01
 """N or D of an outcome further than this share from what was forecast is another cell."""
@@ -37,6 +36,8 @@ class Scored:
     """Whether the file is as it was frozen."""
     factor: float | None = None
     """FLOPs over those of the largest cell that was fitted."""
+    has_row: bool = False
+    """Whether it was trained, with whatever outcome."""
 
     @property
     def status(self) -> str:
@@ -44,10 +45,11 @@ class Scored:
         if not self.whole:
             return CHANGED
         if self.outcome is None:
-            return OPEN
-        if self.started is None:
+            return NO_OUTCOME if self.has_row else OPEN
+        frozen, started = moment(self.frozen), moment(self.started)
+        if frozen is None or started is None:
             return UNTIMED
-        return FORECAST if _time(self.frozen) <= _time(self.started) else LATE
+        return FORECAST if frozen <= started else LATE
 
     @property
     def error(self) -> float | None:
@@ -75,37 +77,46 @@ class Frozen:
     """What has changed since without touching it."""
 
 
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
-
-
 def score(records: Records, paths: Sequence[Path] = ()) -> list[Frozen]:
     """Every forecast of a study, the oldest first, against the outcomes that are there. Damaged files are said in
-    notes, not raised: a report of them must be possible."""
+    notes, not raised: a report of them must be possible. Raises BadInput for rows of the study that are damaged."""
     found: list[Frozen] = []
+    _ = records.outcomes  # a damaged row is said here, and is no forecast's fault
     for path in list(paths) or forecast.files(records):
         try:
-            content, whole = forecast.read(path)
-            cells = tuple(_scored(records, content, cell, whole) for cell in content["cells"])
-        except (BadInput, KeyError, TypeError, ValueError) as error:
+            found.append(_frozen(records, path, found))
+        except (BadInput, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             found.append(Frozen(path, {}, (), (f"{path.name} cannot be read as a forecast: {error}",)))
-            continue
-        changed = [] if whole else [f"{path.name} was changed after it was frozen: its content has another hash"]
-        notes, remarks = _against_table(records, content)
-        notes = [*changed, *_chain(path, content, found), *notes, *_other_cells(records, content)]
-        found.append(Frozen(path, content, cells, tuple(notes), tuple(remarks)))
     return found
 
 
+def _frozen(records: Records, path: Path, before: Sequence[Frozen]) -> Frozen:
+    content, whole = forecast.read(path)
+    cells = tuple(_scored(records, content, cell, whole) for cell in content["cells"])
+    changed = [] if whole else [f"{path.name} was changed after it was frozen: its content has another hash"]
+    notes, remarks = _against_table(records, content)
+    notes = [*changed, *_chain(path, content, before), *notes, *_other_cells(records, content)]
+    for cell, one in zip(content["cells"], cells, strict=True):
+        if one.has_row and one.outcome is None:
+            notes.append(f"{one.cell} has no finite {_target(cell)}: diverged?")
+    return Frozen(path, content, cells, tuple(notes), tuple(remarks))
+
+
+def _target(cell: Mapping[str, Any]) -> str:
+    return "bleu" if "bleu" in cell else "loss"
+
+
 def _scored(records: Records, content: dict[str, Any], cell: dict[str, Any], whole: bool) -> Scored:
-    name, target = str(cell["cell"]), "bleu" if "bleu" in cell else "loss"
+    name, target = cell["cell"], _target(cell)
     row = records.outcomes.get(name)
-    outcome = None if row is None else float(row[target])
+    outcome = None if row is None else finite(row.get(target))
     started = records.started(name)
     ninety, ninety_five = ((float(low), float(high)) for low, high in (cell["interval_90"], cell["interval_95"]))
     columns = {key: float(value) for key, value in cell.items() if isinstance(value, int | float) and key != target}
-    frozen, factor = str(content["frozen"]), _factor(content, cell)
-    return Scored(name, float(cell[target]), ninety, ninety_five, frozen, outcome, started, columns, whole, factor)
+    frozen, factor, predicted = str(content["frozen"]), _factor(content, cell), float(cell[target])
+    return Scored(
+        *(name, predicted, ninety, ninety_five, frozen, outcome, started, columns, whole, factor, row is not None)
+    )
 
 
 def _factor(content: dict[str, Any], cell: dict[str, Any]) -> float | None:
@@ -160,11 +171,11 @@ def _other_cells(records: Records, content: dict[str, Any]) -> list[str]:
     """Outcomes of another model or another number of tokens than was forecast under that name."""
     notes = []
     for cell in content["cells"]:
-        row = records.outcomes.get(str(cell["cell"]), {})
+        row = records.outcomes.get(cell["cell"], {})
         off = [
-            f"{name} {float(row[name]):.4g} instead of {float(cell[name]):.4g}"
+            f"{name} {now:.4g} instead of {float(cell[name]):.4g}"
             for name in ("N", "D")
-            if name in row and name in cell and abs(float(row[name]) / float(cell[name]) - 1) > OTHER
+            if name in cell and (now := finite(row.get(name))) is not None and abs(now / cell[name] - 1) > OTHER
         ]
         if off:
             notes.append(f"{cell['cell']} was trained as another cell than the one forecast: {', '.join(off)}")
