@@ -24,7 +24,7 @@ experiment:
   data:
     source_language: sx
     target_language: sy
-    train: {synthetic: train, pairs: 1000}
+    train: {synthetic: train, pairs: 100000}
     valid: {synthetic: valid, pairs: 10}
     tokenizer: {type: word, vocabulary_size: 260}
   training: {tokens_per_step: 1000, precision: fp32}
