@@ -89,7 +89,13 @@ def freeze(records: Records, content: Content, out: Path | None = None) -> Path:
     values = {**content, "previous": None}
     if before is not None:
         values["previous"] = {"file": before.name, "sha256": _read(before).get("sha256")}
-    text = json.dumps({**values, "sha256": digest(values)}, indent=1, ensure_ascii=False) + "\n"
+    try:
+        text = json.dumps({**values, "sha256": digest(values)}, indent=1, ensure_ascii=False) + "\n"
+    except ValueError:
+        raise BadInput(
+            "a forecast must be of finite numbers, and this law's are beyond them: the rows do not say enough for it; "
+            "add rows, or give another --law"
+        ) from None
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("x", encoding="utf-8") as file:

@@ -259,6 +259,9 @@ def test_nothing_is_written_over(study, tmp_path):
     with pytest.raises(BadInput, match=r"--out: must be a new file"):
         freeze(records, content, study / "forecast.json")
     assert (study / "forecast.json").read_bytes() == before
+    with pytest.raises(BadInput, match="must be of finite numbers"):
+        freeze(records, {**content, "budgets": [{"N": float("inf")}]}, tmp_path / "infinite.json")
+    assert not (tmp_path / "infinite.json").exists()
     assert freeze(records, content, tmp_path / "mine.json").name == "mine.json"
     for out, said in (
         (tmp_path, "is a folder"),
