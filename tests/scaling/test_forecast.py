@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,7 @@ learning_rate: 1.0e-2
 """
 LAW = {"E": 0.44, "A": 25.0, "B": 60.0, "alpha": 0.33, "beta": 0.3}
 CELL = "w64-l1-3e12-s0"
-LATER = (datetime.now(UTC) + timedelta(days=1)).isoformat(timespec="seconds")
+LATER = "2100-01-01T00:00:00+00:00"
 EARLIER = "2020-01-01T00:00:00+00:00"
 
 

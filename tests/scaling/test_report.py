@@ -199,7 +199,7 @@ def test_fit_and_forecast_take_a_study(study, capsys, monkeypatch):
     assert main(["scaling", "forecast", str(study), "--budget", "-1"]) == 2
 
 
-@pytest.mark.parametrize("name", ["synthetic"])
+@pytest.mark.parametrize("name", ["split", "synthetic"])
 def test_results_that_come_with_bmscale_hold_together(tmp_path, monkeypatch, name):
     """Rows, metrics and the study."""
     monkeypatch.chdir(tmp_path)
