@@ -102,6 +102,7 @@ def _range(table: Table, name: str) -> str:
 
 
 SAME_CELL = 1.005
+"""Within this factor of each other, budgets of one size are one cell's."""
 
 
 def _repeats(table: Table) -> str:

@@ -80,11 +80,11 @@ def measure(experiment: Experiment) -> Texts:
 
 def _is_spelt(data: DataConfig) -> bool:
     """Whether the only corpus is a synthetic one, and a token is one of its syllables."""
-    is_piece = data.tokenizer.type == "word" and data.tokenizer.path is None
     return (
         len(data.train) == 1
         and data.train[0].synthetic is not None
-        and is_piece
+        and data.tokenizer.type == "word"
+        and data.tokenizer.path is None
         and data.tokenizer.vocabulary_size >= len(SPELLINGS) + len(SPECIAL_PIECES)
         and not data.language_tags
     )

@@ -148,6 +148,13 @@ def test_the_picture_without_sizes(tmp_path):
     assert "no isoFLOP curves" in (tmp_path / "data.svg").read_text(encoding="utf-8")
 
 
+def test_a_picture_of_budgets_with_one_size_each_says_so(tmp_path):
+    table = runs(budgets=tuple(1e18 * 2.0**k for k in range(12)), sizes=3)
+    alone = table.select([3 * k + k % 3 for k in range(12)])
+    charts.draw(analyse(alone, law="chinchilla", draws=0, restarts=0), tmp_path / "fit.svg")
+    assert "no budget has three sizes" in (tmp_path / "fit.svg").read_text(encoding="utf-8")
+
+
 def test_pictures_of_other_kinds_are_refused(tmp_path):
     with pytest.raises(BadInput, match=r"must end in \.png or \.svg; got 'fit\.jpg'"):
         charts.check_path(tmp_path / "fit.jpg")

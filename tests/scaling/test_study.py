@@ -246,6 +246,16 @@ def test_documents_that_do_not_see_each_other_cost_their_own_lengths(tmp_path):
     assert joined.flops_per_step("w16-l1") > 1.1 * counted
 
 
+def test_holdouts_without_a_forecast_are_warned_of(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "run_study", lambda *_, **__: True)
+    command = ["scaling", "run", "ci", "--folder", str(tmp_path), "--holdouts"]
+    assert main(command) == 0
+    assert "the hold-outs are not forecast yet" in capsys.readouterr().err
+    (tmp_path / "forecast.json").write_text("{}", encoding="utf-8")
+    assert main(command) == 0
+    assert "not forecast yet" not in capsys.readouterr().err
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     command = [sys.executable, "-m", "bmscale", "scaling", "run", "ci", "--dry-run"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
